@@ -1,0 +1,194 @@
+"""The report: one frozen pydantic model tree, version 1 of the published JSON Schema.
+
+Imports nothing heavy, so that reports can be read and validated without torch.
+``docs/report-format.md`` explains every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Final = 1
+"""Raised when a field changes its meaning or goes; new optional fields do not raise it."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+CommitSha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Verdict(StrEnum):
+    """What a scan can say. None of them says "safe"."""
+
+    FLAGGED = "flagged"
+    """Evidence of an injected backdoor."""
+    NATURAL = "natural"
+    """A backdoor-like feature that the clean anchor has too."""
+    NO_EVIDENCE = "no_evidence"
+    """Nothing found by this method, within what it covers."""
+    INCONCLUSIVE = "inconclusive"
+    """Scanned, but the evidence supports neither answer."""
+    NOT_SCANNED = "not_scanned"
+    """Could not be scanned; the reasons say why."""
+
+    @property
+    def exit_code(self) -> int:
+        """Process exit code: 0 nothing found, 1 flagged, 3 no answer (2 is for errors)."""
+        match self:
+            case Verdict.FLAGGED:
+                return 1
+            case Verdict.NATURAL | Verdict.NO_EVIDENCE:
+                return 0
+            case _:
+                return 3
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of a repo from those of its towers.
+
+    ``flagged`` wins over everything; a tower without an answer makes the whole at best
+    ``inconclusive``; nothing scanned at all is ``not_scanned``.
+    """
+    found = set(verdicts)
+    if Verdict.FLAGGED in found:
+        return Verdict.FLAGGED
+    if found <= {Verdict.NOT_SCANNED}:
+        return Verdict.NOT_SCANNED
+    if found & {Verdict.NOT_SCANNED, Verdict.INCONCLUSIVE}:
+        return Verdict.INCONCLUSIVE
+    return Verdict.NATURAL if Verdict.NATURAL in found else Verdict.NO_EVIDENCE
+
+
+class _Frozen(BaseModel):
+    """Immutable; unknown fields are kept, so that newer reports survive a round trip."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class Reason(_Frozen):
+    """One sentence of the verdict, with a stable name for machines."""
+
+    code: str
+    message: str
+
+
+class Statistic(_Frozen):
+    """A measured number; `low` and `high` bound it over held-out prompts (95 %) where measured."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str
+    n: int | None = Field(default=None, description="how many held-out prompts it rests on")
+
+
+class Threshold(_Frozen):
+    """What a statistic was compared with, and where that number comes from."""
+
+    statistic: str
+    comparison: Literal[">=", "<=", ">", "<"]
+    value: float
+    unit: str
+    source: str
+
+
+class FileRecord(_Frozen):
+    """A file that was read, with the digest of the bytes that were read."""
+
+    path: str
+    size: int
+    sha256: Sha256
+
+
+class AnchorRecord(_Frozen):
+    """The clean tower that the suspect was compared with."""
+
+    name: str
+    repo_id: str | None
+    commit_sha: CommitSha | None
+    chosen_by: Literal["given", "registry"]
+    distance: float = Field(
+        description="relative Frobenius distance of the encoder weights, |S - A| / |A|"
+    )
+    files: tuple[FileRecord, ...]
+
+
+class CandidateRecord(_Frozen):
+    """One recovered trigger embedding and how it behaves on held-out prompts."""
+
+    objective: str
+    restart: int
+    loss: float
+    steps: int
+    statistics: dict[str, Statistic]
+
+
+class TowerReport(_Frozen):
+    """One text tower of the repo."""
+
+    path: str = Field(description='folder inside the repo, "" for its root')
+    architecture: str | None
+    verdict: Verdict
+    score: float | None = Field(
+        description="higher is more suspicious; comparable within a family and profile"
+    )
+    p_value: float | None
+    calibration: str = Field(description='"none" where no null distribution exists for the family')
+    statistics: dict[str, Statistic]
+    thresholds: tuple[Threshold, ...]
+    reasons: tuple[Reason, ...]
+    files: tuple[FileRecord, ...]
+    anchor: AnchorRecord | None
+    candidates: tuple[CandidateRecord, ...] = ()
+
+
+class Environment(_Frozen):
+    """What the scan ran on. Holds no path, host or user name."""
+
+    hf_amdet: str
+    python: str
+    platform: str
+    torch: str
+    transformers: str
+    accelerate: str
+    huggingface_hub: str
+    device: str
+    dtype: str
+
+
+class RunConfig(_Frozen):
+    """Every setting that the result depends on."""
+
+    profile: str
+    seed: int
+    restarts: int
+    prompts: str = Field(description='"embedded", a dataset as id:split:column, or a file name')
+    prompts_sha256: Sha256 = Field(description="digest of the prompts that were used")
+    anchor: str | None
+    settings: dict[str, float | int | str | bool | None] = Field(
+        description="hyperparameters of the profile"
+    )
+
+
+class Report(_Frozen):
+    """A whole scan. ``created_at`` and ``timings`` are all that differs between equal scans."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created_at: str = Field(description="UTC, ISO 8601")
+    target: str = Field(description="repo id, or the folder name of a local target")
+    repo_id: str | None
+    commit_sha: CommitSha | None
+    verdict: Verdict
+    reasons: tuple[Reason, ...] = ()
+    towers: tuple[TowerReport, ...]
+    out_of_scope: tuple[Reason, ...] = ()
+    environment: Environment
+    config: RunConfig
+    timings: dict[str, float] = Field(description="seconds by stage")
+    not_covered: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return self.verdict.exit_code
