@@ -1,0 +1,540 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
+
+import pytest
+from huggingface_hub import HfApi, file_download
+from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+from hf_amdet.errors import (
+    AmdetError,
+    GatedRepoError,
+    HashMismatchError,
+    HubUnavailableError,
+    MalformedFileError,
+    OutputError,
+    UnknownRepoError,
+)
+from hf_amdet.hub.client import Hub
+from hf_amdet.hub.download import _Meter, _progress_class, fetch, read_tensors
+from hf_amdet.hub.files import FetchedTower, RepoFile, ResolvedRepo, TensorInfo, TowerFiles
+from hf_amdet.hub.resolve import resolve
+from tests.hub import SHARDS, sharded_tower, tower, weights, write
+from tests.hub_double import HubDouble
+
+TENSORS = {"a": TensorInfo("F32", (3, 4)), "b": TensorInfo("F32", (3, 4))}
+READ = ["config.json", "merges.txt", "model.safetensors", "tokenizer_config.json", "vocab.json"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def at(hub: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The double as `fetch` is told of it, with an empty cache; retries do not wait."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return Hub(hub.endpoint, cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Iterator[Path]:
+    """Where to fetch to; holds nothing, or a whole tower, when the test is over."""
+    folder = tmp_path / "into"
+    yield folder
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    assert not names or "config.json" in names
+
+
+def _tower(repo: ResolvedRepo) -> TowerFiles:
+    (found,) = repo.towers
+    return found
+
+
+def _fetch(target: str, into: Path, at: Hub) -> FetchedTower:
+    repo = resolve(target, at)
+    return fetch(repo, _tower(repo), into, at)
+
+
+def _blob(at: Hub, name: str) -> Path:
+    (link,) = at.cache.glob(f"models--*/snapshots/*/{name}")
+    return link.resolve()
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# Both kinds of target
+
+
+@pytest.fixture(params=["hub", "directory"])
+def serve(
+    request: pytest.FixtureRequest, hub: HubDouble, tmp_path: Path
+) -> Any:  # a function from files to a target
+    """Offers a tower's files on the Hub or as a local directory; returns the target."""
+
+    def offer(files: dict[str, bytes]) -> str:
+        if request.param == "hub":
+            hub.add_repo("org/model", files)
+            return "org/model"
+        return str(write(files, tmp_path / "tower"))
+
+    return offer
+
+
+def test_a_tower_arrives_verified_and_alone(serve: Any, into: Path, at: Hub) -> None:
+    files = tower(pytorch_model__bin=b"x", modeling_evil__py=b"x")
+    fetched = _fetch(serve(files), into, at)
+    assert _content(into) == {name: files[name] for name in READ}
+    assert fetched.directory == into
+    assert fetched.weights == (into / WEIGHTS,)
+    assert fetched.tensors == TENSORS
+    assert {record.path: record.size for record in fetched.files} == {
+        name: len(files[name]) for name in READ
+    }
+
+
+def test_records_carry_the_digests_of_the_bytes(serve: Any, into: Path, at: Hub) -> None:
+    fetched = _fetch(serve(tower(vocab__json=b"{}")), into, at)
+    digests = {record.path: record.sha256 for record in fetched.files}
+    # The known sha256 of the two bytes {}.
+    expected = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert digests["vocab.json"] == digests["tokenizer_config.json"] == expected
+
+
+def test_shards_arrive_with_their_index(serve: Any, into: Path, at: Hub) -> None:
+    files = sharded_tower()
+    fetched = _fetch(serve(files), into, at)
+    assert fetched.weights == tuple(into / shard for shard in SHARDS)
+    assert fetched.tensors == TENSORS
+    assert _content(into)["model.safetensors.index.json"] == files["model.safetensors.index.json"]
+
+
+def test_headers_are_read_before_the_files(serve: Any, at: Hub) -> None:
+    for files in (tower(), sharded_tower()):
+        repo = resolve(serve(files), at)
+        assert read_tensors(repo, _tower(repo), at) == TENSORS
+        assert not at.cache.exists()
+
+
+def test_a_header_longer_than_the_first_read_is_read_whole(serve: Any, at: Hub) -> None:
+    names = [f"{number:0200}" for number in range(600)]
+    repo = resolve(serve(tower(model__safetensors=weights(*names, rows=1))), at)
+    assert list(read_tensors(repo, _tower(repo), at)) == names
+
+
+def test_a_lying_header_is_refused_before_and_after_the_download(
+    serve: Any, into: Path, at: Hub
+) -> None:
+    repo = resolve(serve(tower(model__safetensors=weights() + b"more")), at)
+    with pytest.raises(MalformedFileError, match=r"model\.safetensors is malformed"):
+        read_tensors(repo, _tower(repo), at)
+    with pytest.raises(MalformedFileError, match=r"model\.safetensors is malformed"):
+        fetch(repo, _tower(repo), into, at)
+    assert not into.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({SHARDS[1]: weights("a", "b")}, "'a' stands both in"),
+        ({SHARDS[1]: weights("c")}, "'b' into .* stands in no file"),
+        ({SHARDS[1]: weights("b", "c")}, "'c' into no file"),
+        ({SHARDS[0]: weights("b"), SHARDS[1]: weights("a")}, "'a' into"),
+    ],
+)
+def test_shards_that_contradict_their_index_are_malformed(
+    changes: dict[str, bytes], fault: str, serve: Any, into: Path, at: Hub
+) -> None:
+    repo = resolve(serve({**sharded_tower(), **changes}), at)
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), into, at),
+    ):
+        with pytest.raises(MalformedFileError, match=fault):
+            read()
+
+
+def test_progress_grows_to_the_total(serve: Any, into: Path, at: Hub) -> None:
+    repo = resolve(serve(tower()), at)
+    seen: list[tuple[int, int]] = []
+    fetch(repo, _tower(repo), into, at, lambda done, total: seen.append((done, total)))
+    total = sum(len(tower()[name]) for name in READ)
+    assert seen[-1] == (total, total)
+    assert {each for _, each in seen} == {total}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_nothing_is_printed(
+    serve: Any, into: Path, at: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _fetch(serve(tower()), into, at)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_with_something_in_it_is_refused(serve: Any, tmp_path: Path, at: Hub) -> None:
+    write({"mine": b"x"}, tmp_path / "mine")
+    with pytest.raises(ValueError, match="not empty"):
+        _fetch(serve(tower()), tmp_path / "mine", at)
+    assert _content(tmp_path / "mine") == {"mine": b"x"}
+
+
+def test_where_links_fail_files_are_copied(
+    serve: Any, into: Path, at: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = serve(tower())
+
+    def refuse(self: Path, *_: Any) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    _fetch(target, into, at)
+    assert sorted(_content(into)) == READ
+    assert not any(path.is_symlink() for path in into.iterdir())
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_nothing_stays_when_linking_breaks_off(
+    failure: BaseException, serve: Any, into: Path, at: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = serve(tower())
+    link = Path.symlink_to
+
+    def break_off(self: Path, *rest: Any) -> None:
+        if self.name == "vocab.json":
+            self.write_bytes(b"half")
+            raise failure
+        link(self, *rest)
+
+    def full(*_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(Path, "symlink_to", break_off)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        _fetch(target, into, at)
+    assert _content(into) == {}
+
+
+# Local directories
+
+
+def test_a_local_file_that_changed_since_is_noticed(into: Path, tmp_path: Path, at: Hub) -> None:
+    repo = resolve(str(write(tower(), tmp_path / "tower")), at)
+    write({WEIGHTS: weights("a", "b", "c")}, tmp_path / "tower")
+    with pytest.raises(HashMismatchError):
+        fetch(repo, _tower(repo), into, at)
+    assert (tmp_path / "tower" / WEIGHTS).exists()
+
+
+def test_a_local_link_put_in_later_is_not_followed(into: Path, tmp_path: Path, at: Hub) -> None:
+    directory = write(tower(), tmp_path / "tower")
+    repo = resolve(str(directory), at)
+    (directory / WEIGHTS).rename(tmp_path / "elsewhere")
+    (directory / WEIGHTS).symlink_to(tmp_path / "elsewhere")
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), into, at),
+    ):
+        with pytest.raises(MalformedFileError, match="leaves its folder"):
+            read()
+
+
+def test_a_local_file_that_is_gone_is_unreadable(into: Path, tmp_path: Path, at: Hub) -> None:
+    directory = write(tower(), tmp_path / "tower")
+    repo = resolve(str(directory), at)
+    (directory / "vocab.json").unlink()
+    with pytest.raises(MalformedFileError, match=r"vocab\.json cannot be read"):
+        fetch(repo, _tower(repo), into, at)
+
+
+# The Hub
+
+
+def test_the_commit_stays_pinned_when_main_moves(hub: HubDouble, into: Path, at: Hub) -> None:
+    old = tower()
+    hub.add_repo("org/model", old)
+    repo = resolve("org/model", at)
+    hub.commit("org/model", {WEIGHTS: weights("c"), "vocab.json": b'{"b": 0}'})
+    assert read_tensors(repo, _tower(repo), at) == TENSORS
+    fetch(repo, _tower(repo), into, at)
+    assert _content(into) == {name: old[name] for name in READ}
+
+
+def test_reading_headers_transfers_little(hub: HubDouble, at: Hub) -> None:
+    hub.add_repo("org/model", tower(model__safetensors=weights("a", "b", rows=100_000)))
+    repo = resolve("org/model", at)
+    hub.forget_requests()
+    read_tensors(repo, _tower(repo), at)
+    assert 0 < hub.bytes_sent("safetensors") < 102_000
+    assert all(request.range == "bytes=0-99999" for request in hub.requests)
+
+
+def test_a_second_fetch_transfers_nothing(
+    hub: HubDouble, into: Path, tmp_path: Path, at: Hub
+) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    first = fetch(repo, _tower(repo), into, at)
+    hub.forget_requests()
+    second = fetch(repo, _tower(repo), tmp_path / "again", at)
+    assert hub.requests == []
+    assert first.files == second.files
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
+def test_tampered_bytes_are_refused_and_do_not_stay(
+    name: str, hub: HubDouble, into: Path, at: Hub
+) -> None:
+    files = tower()
+    hub.add_repo("org/model", files)
+    repo = resolve("org/model", at)
+    hub.tamper("org/model", name, files[name][:-1] + b"!")
+    with pytest.raises(HashMismatchError, match=name):
+        fetch(repo, _tower(repo), into, at)
+    assert not into.exists()
+    assert not list(at.cache.glob(f"models--*/snapshots/*/{name}"))
+    hub.heal()
+    fetch(repo, _tower(repo), into, at)
+    assert _content(into)[name] == files[name]
+
+
+def test_a_broken_cache_heals_at_the_second_try(hub: HubDouble, into: Path, at: Hub) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    HfApi(hub.endpoint).snapshot_download("org/model", cache_dir=at.cache)
+    for broken in (weights("x", "y"), b"cut"):
+        _blob(at, WEIGHTS).write_bytes(broken)
+        with pytest.raises(HashMismatchError):
+            fetch(repo, _tower(repo), into, at)
+        fetch(repo, _tower(repo), into, at)
+        shutil.rmtree(into)
+
+
+def test_a_bad_file_is_removed_through_every_link_but_not_outside_the_cache(
+    hub: HubDouble, into: Path, tmp_path: Path, at: Hub
+) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    HfApi(hub.endpoint).snapshot_download("org/model", cache_dir=at.cache)
+    shared, outside = at.cache / "blobs" / "00" / "shared", tmp_path / "outside"
+    for store in (shared, outside):
+        blob = _blob(at, WEIGHTS)
+        blob.unlink()
+        write({store.name: b"bad"}, store.parent)
+        blob.symlink_to(store)
+        with pytest.raises(HashMismatchError):
+            fetch(repo, _tower(repo), into, at)
+        assert not os.path.lexists(blob)
+        fetch(repo, _tower(repo), into, at)
+        shutil.rmtree(into)
+    assert not shared.exists()
+    assert outside.read_bytes() == b"bad"
+
+
+@pytest.mark.parametrize("size", [1, 50, 10**6])
+def test_another_size_than_declared_is_refused_before_the_download(
+    size: int, hub: HubDouble, into: Path, at: Hub
+) -> None:
+    hub.add_repo("org/model", tower())
+    hub.lie_size("org/model", WEIGHTS, size)
+    repo = resolve("org/model", at)
+    hub.forget_requests()
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), into, at),
+    ):
+        with pytest.raises(HashMismatchError):
+            read()
+    assert not into.exists()
+    assert not list(at.cache.glob("models--*/blobs/*"))
+
+
+def test_a_transfer_that_breaks_off_is_hub_unavailable(hub: HubDouble, into: Path, at: Hub) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    hub.truncate("safetensors", keep=0)
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), into, at),
+    ):
+        with pytest.raises(HubUnavailableError):
+            read()
+    assert not into.exists()
+    hub.heal()
+    fetch(repo, _tower(repo), into, at)
+
+
+def test_a_transfer_that_breaks_off_once_is_resumed(hub: HubDouble, into: Path, at: Hub) -> None:
+    hub.add_repo("org/model", tower(model__safetensors=weights("a", "b", rows=1000)))
+    repo = resolve("org/model", at)
+    hub.truncate("safetensors", times=1)
+    seen: list[int] = []
+    fetch(repo, _tower(repo), into, at, lambda done, total: seen.append(done))
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_outage_in_mid_scan_is_hub_unavailable(
+    status: int, hub: HubDouble, into: Path, at: Hub
+) -> None:
+    old = hub.add_repo("org/model", tower())
+    HfApi(hub.endpoint).snapshot_download("org/model", revision=old, cache_dir=at.cache)
+    hub.commit("org/model", {WEIGHTS: weights("c"), "vocab.json": b"{}"})
+    repo = resolve("org/model", at)
+    hub.fail(status=status)
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), into, at),
+    ):
+        with pytest.raises(HubUnavailableError, match=str(status)):
+            read()
+
+
+def test_access_that_is_taken_away_in_mid_scan_is_said(hub: HubDouble, into: Path, at: Hub) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    hub.add_repo("org/model", tower(), gated=True)
+    with pytest.raises(GatedRepoError, match="ask for access"):
+        fetch(repo, _tower(repo), into, at)
+    hub.remove_repo("org/model")
+    with pytest.raises(UnknownRepoError):
+        fetch(repo, _tower(repo), into, at)
+
+
+def test_a_private_tower_is_fetched_with_its_token(
+    hub: HubDouble, into: Path, tmp_path: Path, at: Hub
+) -> None:
+    hub.add_user("hf_owner", "alice", orgs=["org"])
+    hub.add_repo("org/model", tower(), private=True)
+    me = Hub(hub.endpoint, "hf_owner", tmp_path / "cache")
+    repo = resolve("org/model", me)
+    assert read_tensors(repo, _tower(repo), me) == TENSORS
+    assert fetch(repo, _tower(repo), into, me).tensors == TENSORS
+
+
+def test_no_message_holds_the_token_or_a_signed_address(
+    hub: HubDouble, into: Path, tmp_path: Path, at: Hub
+) -> None:
+    hub.add_user("hf_secret", "alice", orgs=["org"])
+    hub.add_repo("org/model", tower(), private=True)
+    me = Hub(hub.endpoint, "hf_secret", tmp_path / "cache")
+    repo = resolve("org/model", me)
+    for match, status in (("/cdn/", 403), ("/cdn/", 503), ("/resolve/", 401), ("/resolve/", 503)):
+        hub.heal()
+        hub.fail(match=match, status=status)
+        for read in (
+            lambda: read_tensors(repo, _tower(repo), me),
+            lambda: fetch(repo, _tower(repo), into, me),
+        ):
+            with pytest.raises(AmdetError) as caught:
+                read()
+            assert "hf_secret" not in str(caught.value)
+            assert "Signature" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "ours"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), OutputError),
+        (OSError(errno.EROFS, "Read-only file system"), OutputError),
+        # As hf_xet raises them, which writes files itself.
+        (RuntimeError("IO error: No space left on device (os error 28)"), OutputError),
+        (RuntimeError("hf_secret"), HubUnavailableError),
+    ],
+)
+def test_a_failed_write_to_the_cache_is_told_and_leaves_nothing(
+    failure: Exception,
+    ours: type[AmdetError],
+    hub: HubDouble,
+    into: Path,
+    at: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Disk:
+        """A file that can be written no more."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, data: bytes) -> None:
+            self._file.write(data[:1])
+            raise failure
+
+    def http_get(url: str, file: Any, **options: Any) -> None:
+        real(url, cast(BinaryIO, Disk(file)), **options)
+
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+    real = file_download.http_get
+    monkeypatch.setattr(file_download, "http_get", http_get)
+    with pytest.raises(ours) as caught:
+        fetch(repo, _tower(repo), into, at)
+    assert (str(at.cache) in str(caught.value)) == (ours is OutputError)
+    assert "hf_secret" not in str(caught.value)
+    assert not into.exists()
+    assert not list(at.cache.glob("models--*/blobs/*"))
+
+
+def test_the_progress_of_xet_transfers_is_counted_once() -> None:
+    seen: list[tuple[int, int]] = []
+    file = RepoFile(WEIGHTS, 100)
+    meter = _Meter(file.size, lambda done, total: seen.append((done, total)))
+    with XetDownloadProgressReporter(
+        reconstruction_desc="x", total=100, log_level=0, tqdm_class=_progress_class(file, meter)
+    ) as reporter:
+        for done in (0, 40, 100):
+            reporter.update_progress(
+                SimpleNamespace(
+                    total_bytes=100,
+                    total_bytes_completed=done,
+                    total_bytes_completion_rate=None,
+                    total_transfer_bytes_completed=done // 2,
+                    total_transfer_bytes_completion_rate=None,
+                )
+            )
+    assert seen == [(40, 100), (100, 100)]
+
+
+def test_an_interrupted_download_leaves_nothing(hub: HubDouble, into: Path, at: Hub) -> None:
+    hub.add_repo("org/model", tower())
+    repo = resolve("org/model", at)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(repo, _tower(repo), into, at, interrupt)
+    assert not into.exists()
+    assert not list(at.cache.glob("models--*/blobs/*"))
+
+
+def test_offline_a_pinned_commit_is_fetched_from_the_cache(
+    hub: HubDouble, into: Path, tmp_path: Path, at: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = hub.add_repo("org/model", tower())
+    online = _fetch("org/model", into, at)
+    hub.commit("org/model", {WEIGHTS: weights("c")})
+    hub.forget_requests()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repo = resolve(f"org/model@{sha}", at)
+    assert read_tensors(repo, _tower(repo), at) == TENSORS
+    assert fetch(repo, _tower(repo), tmp_path / "again", at).files == online.files
+    assert hub.requests == []
+    shutil.rmtree(at.cache)
+    for read in (
+        lambda: read_tensors(repo, _tower(repo), at),
+        lambda: fetch(repo, _tower(repo), tmp_path / "third", at),
+    ):
+        with pytest.raises(HubUnavailableError, match="Offline"):
+            read()
