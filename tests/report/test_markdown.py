@@ -1,0 +1,229 @@
+"""What a reader is told, and that a repo cannot put words into our mouth."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from hf_amdet.hub import card
+from hf_amdet.report import escaping, markdown
+from hf_amdet.report.schema import Reason, Report, Verdict
+from tests.report import samples
+
+HOSTILE = [
+    "<!-- amdet:end -->",
+    "\n<!-- amdet:end -->\n",
+    "--> <b>x</b>",
+    "a|b | c \\| d",
+    "`` ` ```",
+    "\n```\n# Safe\n",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "https://evil.example/a_b",
+    "WWW.evil.example",
+    "somebody@evil.example",
+    "<https://evil.example>",
+    "<script>alert(1)</script>",
+    "[a]: https://evil.example",
+    "&lt;b&gt; &#124; &amp;",
+    "a\u202eb\u200bc\x1b[31m\x00",
+    "a\u2028b\x85c\rd",
+    "1. one",
+    "- dash",
+    "# head",
+    "***",
+    "===",
+    "$x$ **b** _i_ ~~s~~",
+    "\\",
+    "",
+    " ",
+    "{{ report }}{% endfor %}",
+]
+VERDICTS = list(Verdict)
+
+
+def test_flagged_section_says_what_was_found_and_how_sure() -> None:
+    text = markdown.section(samples.flagged())
+    assert "Flagged: this scan found evidence of an injected backdoor." in text
+    assert samples.COMMIT in text
+    assert "`model.safetensors`, `config.json`" in text
+    assert "`consistency_gap` 0.412 (0.382 to 0.442), ≥ 0.2 | " not in text
+    assert "| 0.412 | 0.0004 | `consistency_gap` 0.412 (0.382 to 0.442), ≥ 0.2 |" in text
+    assert "(amdet/report.json)" in text
+    assert "open a discussion" in text
+    assert "U-Net, VAE and image towers" in text
+
+
+def test_section_holds_the_command_that_repeats_the_scan() -> None:
+    assert (
+        f"hf-amdet scan {samples.REPO_ID} --revision {samples.COMMIT} --profile default "
+        "--seed 0 --restarts 3 --device cpu --dtype fp32\n"
+    ) in markdown.section(samples.flagged())
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_no_verdict_calls_a_model_safe(verdict: Verdict) -> None:
+    report = samples.no_evidence(verdict=verdict, towers=[samples.tower(verdict).model_dump()])
+    for text in (markdown.section(report), markdown.page(report), markdown.sentence(verdict)):
+        assert not re.search(r"\bsafe\b|\bclean\.", text, re.IGNORECASE)
+        assert markdown.sentence(verdict) in text
+
+
+def test_a_missing_p_value_is_said() -> None:
+    tower = samples.tower(Verdict.INCONCLUSIVE, p_value=None)
+    text = markdown.section(samples.no_evidence(towers=[tower.model_dump()]))
+    assert "| 0.021 | none |" in text
+    assert "Where no p-value stands" in text
+    assert "Where no p-value stands" not in markdown.section(samples.no_evidence())
+
+
+def test_a_repo_without_towers_and_a_local_folder_render() -> None:
+    report = samples.no_evidence(
+        towers=(), repo_id=None, commit_sha=None, target="folder", verdict="not_scanned"
+    )
+    text = markdown.section(report)
+    assert "Scanned: the folder `folder`" in text
+    assert "report.json" not in text
+    assert "| Text encoder" not in text
+    assert "hf-amdet scan folder --profile" in text
+    assert markdown.page(report).startswith("# Backdoor scan of folder")
+
+
+def test_many_reasons_and_files_are_cut_short_in_the_section_only() -> None:
+    reasons = [{"code": "c", "message": f"reason number {n}"} for n in range(9)]
+    tower = samples.tower(Verdict.FLAGGED).model_dump()
+    tower["files"] = [samples.file_record(f"part-{n}").model_dump() for n in range(9)]
+    report = samples.flagged(reasons=reasons, towers=[tower])
+    text = markdown.section(report)
+    assert "reason number 5" in text
+    assert "reason number 6" not in text
+    assert "4 more in the full report" in text
+    assert "9 files: `part-0`" in text
+    assert "`part-5` and 3 more" in text
+    assert "reason number 8" in markdown.page(report)
+    assert "`part-8`" in markdown.page(report)
+
+
+def test_page_holds_statistics_files_anchor_candidates_and_settings() -> None:
+    text = markdown.page(samples.flagged())
+    tower = samples.flagged().towers[0]
+    assert "| `consistency_gap` | 0.412 | 0.382 to 0.442 | cosine | 64 | ≥ 0.2 |" in text
+    assert "| `drift` | 0.98 | not measured | cosine | none | none | none |" in text
+    assert all(file.sha256 in text for file in tower.files)
+    assert tower.anchor is not None
+    assert tower.anchor.files[0].sha256 in text
+    assert "| `pooled` | 0 | -0.71 | 120 | `consistency_gap` 0.412 |" in text
+    for row in ("`learning_rate` | `0.08`", "`torch` | `2.8.0`", "`detect` | 8.5"):
+        assert f"| {row} |" in text
+
+
+def test_rendering_is_pure() -> None:
+    report = samples.flagged()
+    assert markdown.section(report) == markdown.section(samples.flagged())
+    assert report == samples.flagged()
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+def test_known_attacks_stay_text(value: str) -> None:
+    _check_harmless(value)
+
+
+def test_endless_text_is_cut_short() -> None:
+    _check_harmless("x" * 5_000)
+    assert len(markdown.page(_report_with("x" * 50_000))) < 60_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("`|<>-!&[]()*_#\\\n\r .:/@waA1é\u202e~$\"'{}%=+"), max_size=40))
+def test_no_text_breaks_out(value: str) -> None:
+    _check_harmless(value)
+
+
+@pytest.mark.parametrize("value", ["a b", "$(id)", "--token", "a'b", "x\ny", "`id`", "", "é"])
+def test_what_a_shell_would_take_apart_is_not_in_the_command(value: str) -> None:
+    config = {**samples.flagged().config.model_dump(), "prompts": value, "anchor": value}
+    text = markdown.section(samples.flagged(config=config))
+    assert "--prompts PROMPTS_FILE --anchor ANCHOR" in text
+
+
+def test_templates_cannot_print_what_was_not_escaped() -> None:
+    with pytest.raises(TypeError, match="not escaped"):
+        escaping.only_escaped("plain")
+
+
+def _check_harmless(value: str) -> None:
+    """Render with `value` in every place that a repo can fill, and compare with a tame one."""
+    hostile, tame = _report_with(value), _report_with("tame")
+    for render in (markdown.section, markdown.page, markdown.new_card):
+        _compare(_parse(render(hostile)), _parse(render(tame)))
+    metadata = card.CardMetadata(1, "flagged", samples.COMMIT, "2026-01-02", "0.1.0", "r", None)
+    spliced = card.splice(b"# Model\n", metadata, markdown.section(hostile), "")
+    assert spliced.startswith(b"---\namdet:")
+    assert spliced.count(b"<!--") == spliced.count(b"-->") == 2
+    assert spliced.endswith(card.END + b"\n")
+
+
+def _report_with(value: str) -> Report:
+    reason = Reason(code=value, message=value).model_dump()
+    tower: dict[str, Any] = samples.tower(Verdict.FLAGGED).model_dump(mode="json")
+    tower |= {"path": value or "x", "architecture": value or "x", "calibration": value}
+    tower["files"][0]["path"] = value
+    tower["anchor"]["name"] = value
+    tower["reasons"] = [reason]
+    statistic = tower["statistics"].pop("consistency_gap")
+    tower["statistics"][value] = {**statistic, "unit": value}
+    tower["thresholds"][0] |= {"statistic": value, "source": value}
+    tower["candidates"][0]["objective"] = value
+    config = {**samples.flagged().config.model_dump(), "prompts": value, "anchor": value}
+    config["profile"], config["settings"] = value, {value: value}
+    environment = {name: value for name, _ in samples.flagged().environment}
+    return samples.flagged(
+        target=value,
+        created_at=value,
+        towers=[tower],
+        out_of_scope=[reason],
+        not_covered=[value],
+        config=config,
+        environment=environment,
+        timings={value: 1.0},
+    )
+
+
+def _parse(text: str) -> list[Token]:
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\x85\u2028\u202e]", text)
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+
+
+def _compare(found: list[Token], expected: list[Token]) -> None:
+    """The same blocks, no markup but ours, and no text that a renderer would make a link."""
+    assert [token.type for token in found] == [token.type for token in expected]
+    for token in found:
+        assert token.type != "html_block"
+        for child in token.children or ():
+            assert child.type in {
+                "text", "code_inline", "softbreak", "strong_open", "strong_close",
+                "link_open", "link_close", "text_special",
+            }  # fmt: skip
+            if child.type == "link_open":
+                assert child.attrs == {"href": "amdet/report.json"}
+            if child.type == "text":
+                assert not re.search(r"://|www\.|@", child.content, re.IGNORECASE)
+
+
+def test_templates_of_the_installed_package_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = markdown._template_folder()
+    names = {"safety_section.md.jinja", "new_card.md.jinja", "report_page.md.jinja"}
+    assert names <= {entry.name for entry in source.iterdir()}
+    (tmp_path / "templates").mkdir()
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    assert markdown._template_folder() == tmp_path / "templates"
