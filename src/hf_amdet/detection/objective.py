@@ -1,0 +1,125 @@
+"""The quantities of AMDET and the two objectives that inversion minimises.
+
+Shapes: R restarts, B prompts, L positions, D width, k trigger vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from hf_amdet.encoders.base import Features, TextTower
+
+
+def assimilation(hidden: Tensor) -> Tensor:
+    """Mean cosine over all pairs of token features `[..., L, D]` of a prompt, `[...]`.
+
+    Pairs (i, i) count, as in the paper; so it equals the squared norm of the mean unit feature,
+    which takes O(L D) instead of O(L^2 D).
+    """
+    return normalize(hidden.float(), dim=-1).mean(dim=-2).square().sum(dim=-1)
+
+
+def similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over positions of the cosine of two feature sequences `[..., L, D]`, `[...]`."""
+    return cosine_similarity(first.float(), second.float(), dim=-1).mean(dim=-1)
+
+
+def consistency(pooled: Tensor) -> Tensor:
+    """How alike the pooled features `[..., B, D]` of different prompts are, `[...]`.
+
+    The squared norm of the mean unit feature: 1 if every prompt ends in the same feature.
+    """
+    return normalize(pooled.float(), dim=-1).mean(dim=-2).square().sum(dim=-1)
+
+
+def insert(states: Tensor, triggers: Tensor) -> Tensor:
+    """Put `triggers` `[R, k, D]` behind the first k of `states` `[B, L, D]`: `[R, B, L, D]`.
+
+    The sequence is cut back to L, so prompts must leave k positions free.
+    """
+    restarts, k, _ = triggers.shape
+    prompts, length, _ = states.shape
+    expanded = states.unsqueeze(0).expand(restarts, -1, -1, -1)
+    placed = triggers.unsqueeze(1).expand(-1, prompts, -1, -1)
+    return torch.cat([expanded[:, :, :k], placed, expanded[:, :, k : length - k]], dim=2)
+
+
+def encode_triggered(tower: TextTower, states: Tensor, ends: Tensor, triggers: Tensor) -> Features:
+    """Features of `states` `[B, L, D]` under each of `triggers` `[R, k, D]`.
+
+    Returns hidden `[R, B, L, D]` and pooled `[R, B, D]`; the pooled position moves by k.
+    """
+    restarts, k, _ = triggers.shape
+    flat = insert(states, triggers).flatten(0, 1)
+    features = tower.encode(flat, (ends + k).repeat(restarts))
+    return Features(
+        features.hidden.reshape(restarts, len(states), *features.hidden.shape[1:]),
+        features.pooled.reshape(restarts, len(states), *features.pooled.shape[1:]),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts as inversion sees them.
+
+    Attributes:
+        states: `[B, L, D]`, the suspect's embedding-layer states. Both towers receive them, as
+            in the paper, so that what differs behind them is the encoder alone.
+        ends: `[B]`, the pooled position before insertion.
+        clean: `[B, L, D]`, the suspect's hidden features without a trigger.
+    """
+
+    states: Tensor
+    ends: Tensor
+    clean: Tensor
+
+
+class Objective(Protocol):
+    """A loss per restart; lower means more like a backdoor."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, batch: Batch, suspect: Features, anchor: Features) -> Tensor:
+        """Losses `[R]` of triggered features (hidden `[R, B, L, D]`, pooled `[R, B, D]`)."""
+
+
+@dataclass(frozen=True)
+class PublishedObjective:
+    """The paper's loss: assimilate, leave the clean feature, leave the anchor.
+
+    ``-a(T(H+v)) + beta s(T(H), T(H+v)) + gamma s(A(H+v), T(H+v))``, mean over the batch.
+    """
+
+    beta: float = 0.1
+    gamma: float = 0.1
+    name: ClassVar[str] = "published"
+
+    def __call__(self, batch: Batch, suspect: Features, anchor: Features) -> Tensor:
+        losses = (
+            -assimilation(suspect.hidden)
+            + self.beta * similarity(batch.clean, suspect.hidden)
+            + self.gamma * similarity(anchor.hidden, suspect.hidden)
+        )
+        return losses.mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class PooledContrast:
+    """Every prompt's pooled feature becomes one, and not the anchor's.
+
+    ``cos(A(v), T(v)) - consistency(T(v))`` on pooled features: it sees attacks that leave all
+    positions but the pooled one untouched, where there is nothing to assimilate.
+    """
+
+    name: ClassVar[str] = "pooled-contrast"
+
+    def __call__(self, batch: Batch, suspect: Features, anchor: Features) -> Tensor:
+        del batch
+        alike = cosine_similarity(anchor.pooled.float(), suspect.pooled.float(), dim=-1)
+        return alike.mean(dim=-1) - consistency(suspect.pooled)

@@ -1,0 +1,69 @@
+"""Probe prompts as tensors, split once into those for inversion and those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_amdet.detection.objective import Batch
+from hf_amdet.detection.runtime import Runtime
+from hf_amdet.encoders.base import TextTower, Tokens
+from hf_amdet.errors import PromptsError
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Tokens of the drawn prompts; encoded only when a step draws them."""
+
+    optimise: Tokens
+    held_out: Tokens
+
+
+def make_probes(
+    tower: TextTower,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    held_out: int,
+    positions: int | None,
+    trigger_length: int,
+    generator: torch.Generator,
+) -> Probes:
+    """Draw `count` of `prompts`, tokenise them and hold out `held_out`.
+
+    Insertion moves the pooled token by k = `trigger_length` positions, so prompts are truncated
+    k tokens before the end and padded back: the pooled token is never cut off.
+
+    Raises:
+        PromptsError: fewer than two prompts for either part.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) < count:
+        # A smaller set is split in the same proportion.
+        held_out = len(distinct) * held_out // count
+        count = len(distinct)
+    if held_out < 2 or count - held_out < 2:
+        raise PromptsError(
+            f"{len(distinct)} distinct prompts are too few to invert and to judge on: give at "
+            "least 20, better some thousands."
+        )
+    order = torch.randperm(len(distinct), generator=generator)[:count].tolist()
+    length = min(tower.context, positions or tower.context)
+    tokens = tower.tokenize([distinct[row] for row in order], length=length - trigger_length)
+    padding = tokens.ids[:, -1:].expand(-1, trigger_length)
+    tokens = Tokens(torch.cat([tokens.ids, padding], dim=1), tokens.ends)
+    return Probes(tokens.rows(slice(held_out, None)), tokens.rows(slice(held_out)))
+
+
+@torch.no_grad()
+def encode_batch(
+    tower: TextTower, tokens: Tokens, runtime: Runtime, *, fp32: bool = False
+) -> Batch:
+    """Embedding-layer states and clean features of `tokens`."""
+    with runtime.precision(fp32=fp32):
+        states = tower.embed(tokens.ids)
+        clean: Tensor = tower.encode(states, tokens.ends).hidden
+    return Batch(states, tokens.ends, clean)

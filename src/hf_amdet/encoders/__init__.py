@@ -1,0 +1,1 @@
+"""Text towers behind one interface (`base`), loaded from verified local files (`loading`)."""

@@ -1,0 +1,76 @@
+"""What detection needs of a text tower, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised prompts, padded to one length.
+
+    Attributes:
+        ids: `[N, L]` int64.
+        ends: `[N]` int64, position of the token whose feature is pooled (EOS for CLIP).
+    """
+
+    ids: Tensor
+    ends: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: Tensor | slice) -> Tokens:
+        return Tokens(self.ids[index], self.ends[index])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a tower hands on.
+
+    Attributes:
+        hidden: `[..., L, D]`, the last hidden state after the final layer norm.
+        pooled: `[..., D]`, the feature of the pooled position, before any projection.
+    """
+
+    hidden: Tensor
+    pooled: Tensor
+
+
+class TextTower(Protocol):
+    """A frozen text encoder that can be entered behind its embedding layer.
+
+    `encode(embed(tokens.ids), tokens.ends)` equals the model's own forward bit for bit.
+    """
+
+    @property
+    def width(self) -> int:
+        """D, the width of hidden states."""
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the positions allow."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def tokenize(self, prompts: Sequence[str], *, length: int) -> Tokens:
+        """Ids padded and truncated to `length`, special tokens included, on the tower's device."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embedding-layer states `[N, L, D]` (token plus position embedding) of ids `[N, L]`."""
+
+    def position(self, index: int) -> Tensor:
+        """The position embedding `[D]` that `embed` adds at `index`."""
+
+    def encode(self, states: Tensor, ends: Tensor) -> Features:
+        """Features of embedding-layer states `[N, L, D]`, pooled at `ends` `[N]`."""

@@ -1,0 +1,212 @@
+"""Verified local files -> `TextTower`, with nothing missing, mismatched or executed.
+
+The checkpoint is read tensor by tensor instead of through `from_pretrained`: that initialises
+missing tensors at random, and follows settings of the config (remote code, kernels from the Hub)
+that a scanned repo must not choose.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.errors import (
+    CorruptWeightsError,
+    MalformedFileError,
+    WeightsMismatchError,
+)
+
+_LIMITS = {
+    "vocab_size": 1_000_000,
+    "hidden_size": 8_192,
+    "intermediate_size": 65_536,
+    "num_hidden_layers": 96,
+    "num_attention_heads": 256,
+    "max_position_embeddings": 4_096,
+}
+"""Largest believable sizes; a config beyond them is refused before memory is spent."""
+
+_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
+_PROJECTED = ("CLIPModel", "CLIPTextModelWithProjection")
+_PROJECTION = "text_projection.weight"
+_PREFIX = "text_model."
+
+
+def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
+    """The sizes that `config` (a parsed, untrusted config.json) names, and nothing else of it.
+
+    Raises:
+        MalformedFileError: a size is missing a sane value or the activation is unknown.
+    """
+    text = config.get("text_config", config)
+    if not isinstance(text, Mapping):
+        raise MalformedFileError("config.json: text_config is not an object.")
+    sizes = CLIPTextConfig()
+    for name, limit in _LIMITS.items():
+        value = text.get(name, getattr(sizes, name))
+        if type(value) is not int or not 0 < value <= limit:
+            raise MalformedFileError(f"config.json: {name} is {value!r}, not in 1..{limit}.")
+        setattr(sizes, name, value)
+    if sizes.hidden_size % sizes.num_attention_heads:
+        raise MalformedFileError("config.json: hidden_size does not divide into attention heads.")
+    epsilon = text.get("layer_norm_eps", sizes.layer_norm_eps)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise MalformedFileError(f"config.json: layer_norm_eps is {epsilon!r}.")
+    sizes.layer_norm_eps = float(epsilon)
+    activation = text.get("hidden_act", sizes.hidden_act)
+    if activation not in _ACTIVATIONS:
+        raise MalformedFileError(
+            f"config.json: hidden_act is {activation!r}, not one of {', '.join(_ACTIVATIONS)}."
+        )
+    sizes.hidden_act = activation
+    return sizes
+
+
+def expected_shapes(config: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the text tensors that a checkpoint of `config` must hold.
+
+    Names are those of a bare `CLIPTextModel`, plus `text_projection.weight` where the
+    architecture has one (its rows are not checked: -1).
+    """
+    sizes = text_config(config)
+    with torch.device("meta"):
+        model = CLIPTextModel(sizes)
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if architecture in _PROJECTED:
+        shapes[_PROJECTION] = (-1, sizes.hidden_size)
+    return shapes
+
+
+def check_shapes(
+    found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
+) -> dict[str, str]:
+    """Map expected names to the checkpoint's own names, or say what does not fit.
+
+    Args:
+        found: shapes by the checkpoint's names, as its safetensors header says.
+
+    Raises:
+        WeightsMismatchError: tensors missing or of another shape.
+    """
+    names = {_plain(name): name for name in found}
+    missing = sorted(name for name in expected if name not in names)
+    if missing:
+        raise WeightsMismatchError(
+            f"{len(missing)} text tensors are missing from the checkpoint, first {missing[0]}. "
+            "Upload the complete text encoder."
+        )
+    for name, shape in expected.items():
+        held = tuple(found[names[name]])
+        if len(held) != len(shape) or any(
+            w not in (-1, h) for w, h in zip(shape, held, strict=True)
+        ):
+            raise WeightsMismatchError(
+                f"{names[name]} has shape {list(held)} where config.json asks for {list(shape)}."
+            )
+    return {name: names[name] for name in expected}
+
+
+def load_tower(
+    directory: Path,
+    weights: Sequence[Path],
+    config: Mapping[str, Any],
+    architecture: str,
+    device: torch.device,
+) -> ClipTower:
+    """Load the text tower in `directory` from its safetensors files, in fp32.
+
+    Raises:
+        MalformedFileError: config, tokenizer or weight file does not parse or fit.
+        WeightsMismatchError: tensors missing or of another shape.
+        CorruptWeightsError: NaN, infinite or constant weights.
+    """
+    tensors = _read(weights, expected_shapes(config, architecture))
+    _check_values(tensors)
+    tensors.pop(_PROJECTION, None)
+    sizes = text_config(config)
+    with torch.device("meta"):
+        model = CLIPTextModel(sizes)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    # Buffers are not in the checkpoint, and meta tensors cannot be moved.
+    positions = torch.arange(sizes.max_position_embeddings).expand((1, -1))
+    model.embeddings.register_buffer("position_ids", positions, persistent=False)
+    # Fused attention is for GPUs: on CPUs its backward pass takes several times as long.
+    model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
+    tower = ClipTower(model, _load_tokenizer(directory, sizes.vocab_size))
+    return tower.to(device)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
+def _read(weights: Sequence[Path], expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The expected tensors in fp32, under their bare names."""
+    places: dict[str, Path] = {}
+    shapes: dict[str, list[int]] = {}
+    for file in weights:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    places[name], shapes[name] = file, opened.get_slice(name).get_shape()
+        except (SafetensorError, OSError) as error:
+            raise MalformedFileError(f"{file.name} is not a safetensors file: {error}") from error
+    names = check_shapes(shapes, expected)
+    tensors: dict[str, Tensor] = {}
+    for file in dict.fromkeys(places[name] for name in names.values()):
+        with safe_open(file, "pt") as opened:
+            for plain, name in names.items():
+                if places[name] == file:
+                    tensors[plain] = opened.get_tensor(name).float()
+    return tensors
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CorruptWeightsError(
+                f"{name} holds {bad} NaN or infinite values: the model cannot work as uploaded."
+            )
+        if tensor.dim() > 1 and tensor.numel() > 1 and (tensor == tensor.flatten()[0]).all():
+            raise CorruptWeightsError(f"{name} is constant: it was never trained or was erased.")
+
+
+def _load_tokenizer(directory: Path, vocabulary: int) -> CLIPTokenizer:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
+        if (directory / name).exists():
+            try:
+                parsed = json.loads((directory / name).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise MalformedFileError(f"{name} is not valid JSON: {error}") from error
+            if not isinstance(parsed, dict):
+                raise MalformedFileError(f"{name} is not a JSON object.")
+    if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise MalformedFileError(
+            "No tokenizer.json or vocab.json: without its tokenizer a text tower cannot be read. "
+            "Upload the tokenizer beside the weights."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+    # The backend raises plain Exception subclasses of many kinds on hostile input.
+    except Exception as error:
+        raise MalformedFileError(f"The tokenizer does not load: {error}") from error
+    # An empty directory gives a tokenizer of two tokens without an error.
+    if not vocabulary // 2 <= len(tokenizer) <= vocabulary:
+        raise MalformedFileError(
+            f"The tokenizer has {len(tokenizer)} tokens but the embedding table {vocabulary} rows."
+        )
+    return tokenizer
