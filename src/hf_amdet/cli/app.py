@@ -1,0 +1,64 @@
+"""The command group, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from hf_amdet._version import __version__
+from hf_amdet.cli.demo import demo
+from hf_amdet.cli.env import env
+from hf_amdet.cli.report import report
+from hf_amdet.cli.scan import scan
+from hf_amdet.errors import AmdetError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 nothing found, 1 flagged, 2 error, 3 inconclusive or not scanned.",
+)
+@click.version_option(__version__, prog_name="hf-amdet")
+def app() -> None:
+    """Backdoor scanner for text encoders on the Hugging Face Hub.
+
+    Downloads a text encoder by repo ID, looks for a backdoor in its weights (AMDET) and writes a
+    safety report. Nothing from the repo is executed. "No evidence" is not "safe".
+    """
+
+
+for _command in (scan, demo, report, env):
+    app.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit the process with its code."""
+    # Progress and messages are ours; the libraries' own bars and advice would break them up.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = app.main(arguments, prog_name="hf-amdet", standalone_mode=False)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return EXIT_ERROR
+    except AmdetError as error:
+        click.echo(f"Error ({error.code}): {error}", err=True)
+        return EXIT_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing was published.", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; what is buffered must not raise at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,106 @@
+"""Data goes to stdout in the format asked for; everything else goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hf_amdet.report.schema import Report, TowerReport
+
+FORMATS = ("auto", "human", "json", "markdown")
+
+_COLOURS = {
+    "flagged": "red",
+    "natural": "green",
+    "no_evidence": "green",
+    "inconclusive": "yellow",
+    "not_scanned": "yellow",
+}
+
+
+def format_option(command: Any) -> Any:
+    """The `--format` option that all commands with a report share."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        default="auto",
+        show_default=True,
+        help="How the report is printed; auto is human on a terminal and json in a pipe.",
+    )(command)
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def show(report: Report, output_format: str) -> None:
+    """Print a report on stdout."""
+    if output_format == "auto":
+        output_format = "human" if sys.stdout.isatty() else "json"
+    if output_format == "json":
+        from hf_amdet.report.files import to_json
+
+        click.echo(to_json(report), nl=False)
+    elif output_format == "markdown":
+        from hf_amdet.report.markdown import page
+
+        click.echo(page(report), nl=False)
+    else:
+        click.echo(_human(report))
+
+
+def _human(report: Report) -> str:
+    from hf_amdet.report.markdown import sentence
+
+    lines = [
+        click.style(_clean(report.target), bold=True)
+        + (f" at {report.commit_sha}" if report.commit_sha else ""),
+        _verdict(report.verdict.value) + f"  {sentence(report.verdict)}",
+    ]
+    lines += [f"  {_clean(reason.message)}" for reason in report.reasons]
+    for tower in report.towers:
+        lines += ["", *_tower(tower)]
+    lines += [f"out of scope: {_clean(part.message)}" for part in report.out_of_scope]
+    lines += ["", "Not covered:", *(f"  - {item}" for item in report.not_covered)]
+    environment = report.environment
+    seconds = sum(report.timings.values())
+    lines += [
+        "",
+        f"Profile {report.config.profile}, seed {report.config.seed}, {environment.device} "
+        f"{environment.dtype}, {seconds:.1f} s, hf-amdet {environment.hf_amdet}",
+    ]
+    return "\n".join(lines)
+
+
+def _tower(tower: TowerReport) -> list[str]:
+    name = f"{_clean(tower.path) or 'text encoder'} ({_clean(tower.architecture or 'unknown')})"
+    lines = [f"{name}: {_verdict(tower.verdict.value)}"]
+    lines += [f"  {_clean(reason.message)}" for reason in tower.reasons]
+    thresholds = {t.statistic: t for t in tower.thresholds}
+    for statistic, measured in tower.statistics.items():
+        interval = ""
+        if measured.low is not None and measured.high is not None:
+            interval = f"[{measured.low:.3f}, {measured.high:.3f}]"
+        limit = thresholds.get(statistic)
+        asked = "" if limit is None else f"{limit.comparison} {limit.value:g}"
+        lines.append(f"  {statistic:<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip())
+    if tower.anchor is not None:
+        at = f"@{tower.anchor.commit_sha}" if tower.anchor.commit_sha else ""
+        lines.append(
+            f"  anchor {_clean(tower.anchor.name)}{at}, distance {tower.anchor.distance:.4f}"
+        )
+    return lines
+
+
+def _verdict(verdict: str) -> str:
+    return click.style(verdict.replace("_", " ").upper(), fg=_COLOURS.get(verdict), bold=True)
+
+
+def _clean(text: str) -> str:
+    """Text that may come from a repo, without control characters that a terminal obeys."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,107 @@
+"""`hf-amdet scan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hf_amdet.cli.output import format_option, say, show
+
+if TYPE_CHECKING:
+    from hf_amdet.hub.client import Hub
+    from hf_amdet.report.schema import Report
+
+
+@click.command()
+@click.argument("target")
+@click.option("--revision", help="Branch, tag, commit or refs/pr/N; also as TARGET@REVISION.")
+@click.option(
+    "--anchor", metavar="TARGET", help="The clean model to compare with; also with @REVISION."
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="paper: the published objective and gates.",
+)
+@click.option(
+    "--prompts",
+    metavar="SOURCE",
+    help="Text file with a prompt a line, or org/dataset:split:column. [default: embedded set]",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--restarts", type=int, help="Inversions of each objective. [default: the profile's]")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, ... [default: the best one here]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 where the hardware has it.",
+)
+@format_option
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for report, pictures and the recovered trigger embedding.",
+)
+@click.option(
+    "--publish",
+    type=click.Choice(["none", "commit", "pr"]),
+    default="none",
+    show_default=True,
+    help="Put card and report into the repo.",
+)
+@click.option(
+    "--publish-flagged",
+    is_flag=True,
+    help="Publish `flagged` about somebody else's repo; tell the owner first.",
+)
+@click.option("--token", help="Hub token. [default: HF_TOKEN or the login of `hf auth`]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages.")
+def scan(
+    target: str,
+    output_format: str,
+    output: Path | None,
+    publish: str,
+    publish_flagged: bool,
+    token: str | None,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Scan the text encoder of TARGET: org/model[@revision], or a local folder."""
+    from hf_amdet.cli.progress import LiveObserver
+    from hf_amdet.hub.client import Hub
+    from hf_amdet.pipeline import ScanConfig, run
+
+    config = ScanConfig(hub=Hub(token=token), **settings)
+    with LiveObserver(quiet=quiet) as observer:
+        result = run(target, config, observer=observer)
+    if output is not None:
+        from hf_amdet.report.output import write_results
+
+        write_results(result, output)
+        if not quiet:
+            say(f"Results are in {output}.")
+    show(result.report, output_format)
+    if publish != "none":
+        _publish(result.report, publish, config.hub, publish_flagged, quiet)
+    return result.report.exit_code
+
+
+def _publish(report: Report, mode: str, hub: Hub, publish_flagged: bool, quiet: bool) -> None:
+    from hf_amdet.hub.publish import publish
+
+    publication = publish(
+        report,
+        mode="commit" if mode == "commit" else "pr",
+        hub=hub,
+        publish_flagged=publish_flagged,
+    )
+    if not quiet:
+        what = "Published" if publication.changed else "Nothing to publish, it stands already"
+        say(f"{what}: {publication.url}")

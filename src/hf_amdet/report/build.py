@@ -1,0 +1,151 @@
+"""From what the pipeline measured to a `Report`. The only place where the two meet."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from hf_amdet._version import __version__
+from hf_amdet.errors import TowerError
+from hf_amdet.report.schema import (
+    AnchorRecord,
+    CandidateRecord,
+    Environment,
+    FileRecord,
+    Reason,
+    Statistic,
+    Threshold,
+    TowerReport,
+    Verdict,
+)
+
+if TYPE_CHECKING:  # detection imports torch, reports can be read without it
+    from hf_amdet.detection.config import Profile
+    from hf_amdet.detection.detect import Detection
+    from hf_amdet.detection.judges import Measure
+    from hf_amdet.detection.runtime import Runtime
+
+NOT_COVERED = (
+    "U-Net, image tower, LoRA and other parts of the repo: only the text tower was scanned",
+    "poisoned rows of the embedding table, and tokenizers that map a string to other tokens",
+    "attacks added after download: prompt tuning, textual inversion, adapters",
+    "attribute backdoors that shift features without bringing them together",
+    "calibration: there is no null distribution for this family, so no p-value",
+)
+
+
+def scanned(
+    path: str,
+    architecture: str,
+    files: Sequence[FileRecord],
+    anchor: AnchorRecord,
+    detection: Detection,
+) -> TowerReport:
+    """The entry of a tower that was scanned."""
+    conclusion = detection.conclusion
+    return TowerReport(
+        path=path,
+        architecture=architecture,
+        verdict=Verdict(conclusion.answer),
+        score=conclusion.score,
+        p_value=None,
+        calibration="none",
+        statistics=_statistics(detection.statistics),
+        thresholds=tuple(
+            Threshold(
+                statistic=c.statistic,
+                comparison=c.comparison,
+                value=c.value,
+                unit=c.unit,
+                source=c.source,
+            )
+            for c in conclusion.criteria
+        ),
+        reasons=tuple(Reason(code=f.code, message=f.message) for f in conclusion.findings),
+        files=tuple(files),
+        anchor=anchor,
+        candidates=tuple(
+            CandidateRecord(
+                objective=c.objective,
+                restart=c.restart,
+                loss=c.loss,
+                steps=c.steps,
+                statistics=_statistics(c.statistics),
+            )
+            for c in detection.candidates
+        ),
+    )
+
+
+def without_detection(
+    path: str,
+    architecture: str | None,
+    verdict: Verdict,
+    reason: Reason,
+    files: Sequence[FileRecord] = (),
+    anchor: AnchorRecord | None = None,
+) -> TowerReport:
+    """The entry of a tower that no inversion was run on."""
+    return TowerReport(
+        path=path,
+        architecture=architecture,
+        verdict=verdict,
+        score=None,
+        p_value=None,
+        calibration="none",
+        statistics={},
+        thresholds=(),
+        reasons=(reason,),
+        files=tuple(files),
+        anchor=anchor,
+    )
+
+
+def failure(error: TowerError) -> Reason:
+    """The reason that stands for an error which kept a tower from being scanned."""
+    return Reason(code=error.code, message=str(error))
+
+
+def environment(runtime: Runtime) -> Environment:
+    """Versions, device and precision of this process."""
+    version = importlib.metadata.version
+    return Environment(
+        hf_amdet=__version__,
+        python=platform.python_version(),
+        platform=f"{sys.platform}-{platform.machine()}",
+        torch=version("torch"),
+        transformers=version("transformers"),
+        accelerate=version("accelerate"),
+        huggingface_hub=version("huggingface_hub"),
+        device=str(runtime.device),
+        dtype=runtime.dtype,
+    )
+
+
+def settings(profile: Profile) -> dict[str, float | int | str | bool | None]:
+    """Every number of the profile under a dotted name."""
+    flat: dict[str, float | int | str | bool | None] = {}
+
+    def add(prefix: str, value: object) -> None:
+        if value is None or isinstance(value, bool | int | float | str):
+            flat[prefix] = value
+        elif isinstance(value, tuple):
+            for item in value:
+                add(f"{prefix}.{item.objective.name}", item)
+        else:
+            for item in fields(value):  # type: ignore[arg-type]
+                add(f"{prefix}.{item.name}" if prefix else item.name, getattr(value, item.name))
+
+    add("", profile)
+    return flat
+
+
+def _statistics(measures: Mapping[str, Measure]) -> dict[str, Statistic]:
+    return {
+        name: Statistic(value=m.value, low=m.low, high=m.high, unit=m.unit, n=m.n)
+        for name, m in measures.items()
+    }
