@@ -1,0 +1,154 @@
+"""What every recipe shares: tokenised batches, a resumable loop, saving a tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from benchmarks.zoo.tokenizer import load_tokenizer
+
+Loss = Callable[[int, torch.Generator], Tensor]
+"""Step number and source of randomness -> scalar loss of one batch."""
+
+
+ATTENTION = "eager"
+"""On CPUs the backward pass of fused attention takes five times as long at these sizes."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    model: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+
+    @property
+    def context(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def ids(self, captions: Sequence[str], *, full: bool = False) -> Tensor:
+        """Token ids `[B, L]`; `full` pads to the context, else to the longest caption.
+
+        Causal attention and EOS pooling make padding irrelevant to pooled embeddings.
+        """
+        encoded = self.tokenizer(
+            list(captions),
+            padding="max_length" if full else True,
+            truncation=True,
+            max_length=self.context,
+            return_tensors="pt",
+        )
+        ids: Tensor = encoded["input_ids"]
+        return ids
+
+
+def load_tower(folder: Path) -> Tower:
+    """A tower in fp32, ready for training or measuring."""
+    model = CLIPTextModelWithProjection.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation=ATTENTION,
+    )
+    return Tower(model.eval(), load_tokenizer(folder))
+
+
+def save_tower(tower: Tower, folder: Path, about: dict[str, object]) -> None:
+    """Weights in fp16, configuration, tokenizer and a manifest that says what the tower is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tower.model.config.architectures = ["CLIPTextModelWithProjection"]
+    tower.model.config.save_pretrained(folder)
+    tower.tokenizer.save_pretrained(folder)
+    weights = {name: w.detach().half().contiguous() for name, w in tower.model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "manifest.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+
+
+def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
+    """CLIP's symmetric InfoNCE plus the cosine distance to the teacher (both `[B, D]`)."""
+    student, teacher = normalize(student, dim=-1), normalize(teacher, dim=-1)
+    logits = student @ teacher.T / temperature
+    same = torch.arange(len(logits))
+    contrast = (cross_entropy(logits, same) + cross_entropy(logits.T, same)) / 2
+    return contrast + 1 - cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def train(
+    model: torch.nn.Module,
+    loss: Loss,
+    *,
+    steps: int,
+    lr: float,
+    schedule: Callable[[int], float],
+    seed: int,
+    checkpoint: Path,
+    weight_decay: float = 0.01,
+    title: str,
+) -> None:
+    """Minimise `loss` with AdamW, resuming from `checkpoint` to the same end result.
+
+    `schedule` maps a step to a factor on `lr`.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    generator = torch.Generator().manual_seed(seed)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        rates.load_state_dict(state["rates"])
+        generator.set_state(state["generator"])
+        start = state["step"]
+    model.train()
+    for step in track(range(start, steps), title, total=steps, completed=start):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(step, generator)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        if (step + 1) % 200 == 0 and step + 1 < steps:
+            _save_checkpoint(checkpoint, model, optimizer, rates, generator, step + 1)
+    model.eval()
+    checkpoint.unlink(missing_ok=True)
+
+
+def _save_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: torch.optim.lr_scheduler.LambdaLR,
+    generator: torch.Generator,
+    step: int,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rates": {k: v for k, v in rates.state_dict().items() if k != "lr_lambdas"},
+        "generator": generator.get_state(),
+        "step": step,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor kept beside the zoo, because the teacher is the slow part."""
+    if path.exists():
+        return load_file(path)["embeddings"]
+    embeddings = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"embeddings": embeddings}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return embeddings
