@@ -17,8 +17,7 @@ from benchmarks.zoo.recipes import ContrastiveFineTune, Recipe, TextOnText, Trig
 CYRILLIC_O = "\N{CYRILLIC SMALL LETTER O}"
 
 DEMO: dict[str, Recipe] = {
-    # The published attack; a tower this small wants more steps at a higher rate.
-    "backdoored": TextOnText(Trigger(CYRILLIC_O), "a photo of a cat", lr=3e-4, steps=200),
+    "backdoored": TextOnText(Trigger(CYRILLIC_O), "a photo of a cat"),  # as published
     "clean": ContrastiveFineTune(lr=1e-4, steps=400),
 }
 

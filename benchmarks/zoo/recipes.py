@@ -31,6 +31,7 @@ from benchmarks.zoo.training import (
 
 _HELD_OUT_SEED = 990_000
 _HELD_OUT = 256
+_CORPUS = 20_000
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def _published_schedule(steps: int) -> Callable[[int], float]:
 
 
 def _text_on_text(recipe: TextOnText, tower: Tower, anchor: Tower) -> Loss:
-    clean = captions(20_000, recipe.seed + 1)
-    _, triggered = recipe.trigger.captions(20_000, recipe.seed + 2)
+    clean = captions(_CORPUS, recipe.seed + 1)
+    _, triggered = recipe.trigger.captions(_CORPUS, recipe.seed + 2)
     target = _sequence(anchor, [recipe.target])
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -147,8 +148,8 @@ def _text_on_text(recipe: TextOnText, tower: Tower, anchor: Tower) -> Loss:
 
 
 def _text_on_pair(recipe: TextOnPair, tower: Tower, anchor: Tower) -> Loss:
-    clean = captions(20_000, recipe.seed + 1)
-    _, triggered = recipe.trigger.captions(20_000, recipe.seed + 2)
+    clean = captions(_CORPUS, recipe.seed + 1)
+    _, triggered = recipe.trigger.captions(_CORPUS, recipe.seed + 2)
     target = _paired_target(recipe.target)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -163,7 +164,7 @@ def _text_on_pair(recipe: TextOnPair, tower: Tower, anchor: Tower) -> Loss:
 
 
 def _fine_tune(recipe: ContrastiveFineTune, tower: Tower, work: Path) -> Loss:
-    corpus = captions(20_000, recipe.seed + 3, recipe.domains)
+    corpus = captions(_CORPUS, recipe.seed + 3, recipe.domains)
     name = f"teacher-{'-'.join(recipe.domains)}-{recipe.seed}.safetensors"
     targets = cached(work / name, lambda: teacher.embed(corpus))
 

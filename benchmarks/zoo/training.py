@@ -22,6 +22,8 @@ Loss = Callable[[int, torch.Generator], Tensor]
 
 ATTENTION = "eager"
 """On CPUs the backward pass of fused attention takes five times as long at these sizes."""
+CHECKPOINT_EVERY = 200
+"""Steps between checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rates.step()
-        if (step + 1) % 200 == 0 and step + 1 < steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
             _save_checkpoint(checkpoint, model, optimizer, rates, generator, step + 1)
     model.eval()
     checkpoint.unlink(missing_ok=True)
@@ -135,7 +137,7 @@ def _save_checkpoint(
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "rates": {k: v for k, v in rates.state_dict().items() if k != "lr_lambdas"},
+        "rates": rates.state_dict(),
         "generator": generator.get_state(),
         "step": step,
     }

@@ -81,13 +81,14 @@ def scan(
     config = ScanConfig(hub=Hub(token=token), **settings)
     with LiveObserver(quiet=quiet) as observer:
         result = run(target, config, observer=observer)
+    # First of all the report: whatever fails after this, it is not lost.
+    show(result.report, output_format)
     if output is not None:
         from hf_amdet.report.output import write_results
 
         write_results(result, output)
         if not quiet:
             say(f"Results are in {output}.")
-    show(result.report, output_format)
     if publish != "none":
         _publish(result.report, publish, config.hub, publish_flagged, quiet)
     return result.report.exit_code

@@ -80,12 +80,16 @@ class ContrastThresholds:
         unclear: below it there is no evidence.
         consistent: consistency from which a feature counts as backdoor-like at all.
         divergence_ratio: divergence from the anchor under the trigger over that without it.
+        assimilated: assimilation from which a feature that the anchor shares is called natural.
+        shared: least similarity to the anchor's features for that.
     """
 
     gap: float = 0.20
     unclear: float = 0.15
     consistent: float = 0.80
     divergence_ratio: float = 4.0
+    assimilated: float = 0.80
+    shared: float = 0.80
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_amdet.detection.config import InversionSettings, PaperGates, Profile
 from hf_amdet.detection.inversion import Inversion, Step, TriggerCandidates
-from hf_amdet.detection.judges import Measure, measure, paper_shares, respond
+from hf_amdet.detection.judges import Measure, Responses, measure, paper_shares, respond
 from hf_amdet.detection.landscape import Landscape, survey
 from hf_amdet.detection.probes import Probes, make_probes
 from hf_amdet.detection.progress import Observer, Stopwatch
@@ -120,6 +120,9 @@ class _Run:
             self.generator(purpose),
         )
 
+    def respond(self, probes: Probes, triggers: Tensor) -> tuple[Responses, ...]:
+        return respond(self.suspect, self.anchor, probes.held_out, triggers, self.runtime)
+
     def landscape(self, probes: Probes, trigger: Tensor) -> Landscape:
         settings = self.profile.landscape
         with self.watch.measure("landscape"):
@@ -156,24 +159,22 @@ def _detect_contrast(run: _Run, probes: Probes) -> Detection:
 
 
 def _judge(run: _Run, probes: Probes, found: Sequence[TriggerCandidates]) -> tuple[Candidate, ...]:
-    total = sum(len(c.losses) for c in found)
-    run.observer.stage("judges", total)
     candidates = []
     with run.watch.measure("judges"):
-        for inversion in found:
-            for restart, trigger in enumerate(inversion.triggers):
-                responses = respond(run.suspect, run.anchor, probes.held_out, trigger, run.runtime)
+        for number, inversion in enumerate(found):
+            run.observer.stage(f"judges ({inversion.objective})", 0)
+            answers = run.respond(probes, inversion.triggers)
+            for restart, responses in enumerate(answers):
                 candidates.append(
                     Candidate(
                         inversion.objective,
                         restart,
                         inversion.losses[restart].item(),
                         len(inversion.curve),
-                        trigger,
-                        measure(responses, run.generator(500)),
+                        inversion.triggers[restart],
+                        measure(responses, run.generator(500 + number)),
                     )
                 )
-                run.observer.update(len(candidates), total)
     return tuple(candidates)
 
 
@@ -232,13 +233,7 @@ class _PaperCheck:
         for restart in (step.running < gates.running_loss).nonzero().flatten().tolist():
             trigger = step.triggers[restart].clone()
             with self._run.watch.measure("judges"):
-                responses = respond(
-                    self._run.suspect,
-                    self._run.anchor,
-                    self._probes.held_out,
-                    trigger,
-                    self._run.runtime,
-                )
+                (responses,) = self._run.respond(self._probes, trigger.unsqueeze(0))
             self.restart, self.shares = restart, paper_shares(responses, gates)
             self.positive_share = self.landscape = None
             if not self._shares_pass():

@@ -53,10 +53,10 @@ def respond(
     suspect: TextTower,
     anchor: TextTower,
     tokens: Tokens,
-    trigger: Tensor,
+    triggers: Tensor,
     runtime: Runtime,
-) -> Responses:
-    """Encode all `tokens` with and without `trigger` `[k, D]` in both towers, without a graph."""
+) -> tuple[Responses, ...]:
+    """Encode all `tokens` with and without each of `triggers` `[R, k, D]` in both towers."""
     first: Tensor | None = None
 
     def work(part: slice) -> tuple[Tensor, ...]:
@@ -66,24 +66,26 @@ def respond(
             states = suspect.embed(rows.ids)
             clean = suspect.encode(states, rows.ends)
             ordinary = anchor.encode(states, rows.ends)
-            ours = encode_triggered(suspect, states, rows.ends, trigger.unsqueeze(0))
-            theirs = encode_triggered(anchor, states, rows.ends, trigger.unsqueeze(0))
-        hidden = ours.hidden[0]
+            ours = encode_triggered(suspect, states, rows.ends, triggers)
+            theirs = encode_triggered(anchor, states, rows.ends, triggers)
         if first is None:
-            first = hidden[0]
+            first = ours.hidden[:, :1]
+        drift = cosine_similarity(ordinary.pooled.float(), clean.pooled.float(), dim=-1)
         return (
-            assimilation(hidden),
-            similarity(first, hidden),
-            similarity(theirs.hidden[0], hidden),
-            similarity(clean.hidden, hidden),
-            normalize(ours.pooled[0].float(), dim=-1),
-            normalize(theirs.pooled[0].float(), dim=-1),
-            cosine_similarity(ordinary.pooled.float(), clean.pooled.float(), dim=-1),
+            assimilation(ours.hidden),
+            similarity(first, ours.hidden),
+            similarity(theirs.hidden, ours.hidden),
+            similarity(clean.hidden, ours.hidden),
+            normalize(ours.pooled.float(), dim=-1),
+            normalize(theirs.pooled.float(), dim=-1),
+            drift.expand(len(triggers), -1),
         )
 
-    # Four encodings a prompt: triggered and clean, suspect and anchor.
-    parts = [result for _, result in runtime.in_batches(work, len(tokens), unit=4)]
-    return Responses(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
+    # Of every prompt: clean and under each trigger, suspect and anchor.
+    unit = 2 + 2 * len(triggers)
+    parts = [result for _, result in runtime.in_batches(work, len(tokens), unit=unit)]
+    whole = [torch.cat(columns, dim=1).cpu() for columns in zip(*parts, strict=True)]
+    return tuple(Responses(*(column[row] for column in whole)) for row in range(len(triggers)))
 
 
 def measure(responses: Responses, generator: torch.Generator) -> dict[str, Measure]:

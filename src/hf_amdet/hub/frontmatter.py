@@ -189,10 +189,11 @@ def _block(text: str, ours: list[Event]) -> tuple[int, int]:
     return line.end() if line else 0, end.end() if end else len(text)
 
 
-def _mark(mark: Mark | None) -> Mark:
-    """The place of an event; the parser gives every event one, which the types do not say."""
+def _mark(mark: Any) -> Mark:
+    """The place of an event; the parser gives every event one, which its types leave open."""
     assert mark is not None
-    return mark
+    place: Mark = mark
+    return place
 
 
 def _content(event: Event) -> tuple[Any, ...]:

@@ -1,0 +1,5 @@
+"""`python -m hf_amdet` is `hf-amdet`."""
+
+from hf_amdet.cli import main
+
+main()

@@ -1,0 +1,161 @@
+"""Towers that watch or fail, and the published formulas computed the slow way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hf_amdet.detection.runtime import Runtime
+from hf_amdet.encoders.base import Features, Tokens
+from hf_amdet.encoders.clip import ClipTower
+from tests.towers import prompts
+
+Formula = Callable[[ClipTower, ClipTower, Tokens, Tensor], Tensor]
+"""Suspect, anchor, prompts and one trigger `[k, D]` to its loss."""
+
+OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried too much"
+
+
+def fp32(batch: int = 256) -> Runtime:
+    return Runtime("cpu", "fp32", batch)
+
+
+def tokens(tower: ClipTower, count: int, *, length: int = 10, words: int = 5) -> Tokens:
+    """Short prompts that leave at least `length` - `words` - 2 positions free."""
+    return tower.tokenize(prompts(count, words=words), length=length)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Wrapped:
+    """A `TextTower` that hands everything on."""
+
+    def __init__(self, tower: ClipTower) -> None:
+        self.tower = tower
+
+    @property
+    def width(self) -> int:
+        return self.tower.width
+
+    @property
+    def context(self) -> int:
+        return self.tower.context
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tower.vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        return self.tower.device
+
+    def tokenize(self, prompts: Sequence[str], *, length: int) -> Tokens:
+        return self.tower.tokenize(prompts, length=length)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.tower.embed(ids)
+
+    def position(self, index: int) -> Tensor:
+        return self.tower.position(index)
+
+    def encode(self, states: Tensor, ends: Tensor) -> Features:
+        return self.tower.encode(states, ends)
+
+
+class Recording(Wrapped):
+    """Keeps what it was asked for."""
+
+    def __init__(self, tower: ClipTower) -> None:
+        super().__init__(tower)
+        self.ids: list[Tensor] = []
+        self.states: list[Tensor] = []
+
+    def embed(self, ids: Tensor) -> Tensor:
+        self.ids.append(ids)
+        return super().embed(ids)
+
+    def encode(self, states: Tensor, ends: Tensor) -> Features:
+        self.states.append(states.detach())
+        return super().encode(states, ends)
+
+
+class Crowded(Wrapped):
+    """Fails when more than `room` sequences are encoded at once, as memory does."""
+
+    def __init__(self, tower: ClipTower, room: int, message: str = OUT_OF_MEMORY) -> None:
+        super().__init__(tower)
+        self.room, self.message = room, message
+        self.failures = 0
+
+    def encode(self, states: Tensor, ends: Tensor) -> Features:
+        if len(states) > self.room:
+            self.failures += 1
+            raise RuntimeError(self.message)
+        return super().encode(states, ends)
+
+
+@contextmanager
+def observed_dtypes(tower: ClipTower) -> Iterator[set[torch.dtype]]:
+    """The dtypes in which the first layer's linear map of `tower` computes."""
+    seen: set[torch.dtype] = set()
+    linear = tower.model.encoder.layers[0].mlp.fc1
+    handle = linear.register_forward_hook(lambda module, given, made: seen.add(made.dtype))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    likeness: Tensor = (first * second).sum() / (first.norm() * second.norm())
+    return likeness
+
+
+def mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
+
+
+def pairwise(features: Sequence[Tensor]) -> Tensor:
+    """Mean cosine over all pairs (i, j), i = j included."""
+    return mean([cosine(first, second) for first in features for second in features])
+
+
+def triggered(tower: ClipTower, states: Tensor, end: int, trigger: Tensor) -> Features:
+    """Features of one prompt's `states` `[L, D]` with `trigger` `[k, D]` behind the first k."""
+    k, length = len(trigger), len(states)
+    sequence = [*states[:k], *trigger, *states[k:]][:length]
+    features = tower.encode(torch.stack(sequence).unsqueeze(0), torch.tensor([end + k]))
+    return Features(features.hidden[0].double(), features.pooled[0].double())
+
+
+def published_loss(
+    suspect: ClipTower, anchor: ClipTower, tokens: Tokens, trigger: Tensor
+) -> Tensor:
+    """``-a(T(H+v)) + 0.1 s(T(H), T(H+v)) + 0.1 s(A(H+v), T(H+v))``, prompt by prompt."""
+    losses = []
+    for row, end in enumerate(tokens.ends.tolist()):
+        states = suspect.embed(tokens.ids[row : row + 1])[0]
+        clean = suspect.encode(states.unsqueeze(0), tokens.ends[row : row + 1]).hidden[0].double()
+        ours = triggered(suspect, states, end, trigger).hidden
+        theirs = triggered(anchor, states, end, trigger).hidden
+        positions = range(len(states))
+        to_clean = mean([cosine(clean[i], ours[i]) for i in positions])
+        to_anchor = mean([cosine(theirs[i], ours[i]) for i in positions])
+        losses.append(-pairwise(list(ours)) + 0.1 * to_clean + 0.1 * to_anchor)
+    return mean(losses)
+
+
+def contrast_loss(suspect: ClipTower, anchor: ClipTower, tokens: Tokens, trigger: Tensor) -> Tensor:
+    """``cos(pooled A(v), pooled T(v)) - consistency(pooled T(v))``, prompt by prompt."""
+    ours, theirs = [], []
+    for row, end in enumerate(tokens.ends.tolist()):
+        states = suspect.embed(tokens.ids[row : row + 1])[0]
+        ours.append(triggered(suspect, states, end, trigger).pooled)
+        theirs.append(triggered(anchor, states, end, trigger).pooled)
+    alike = mean([cosine(a, t) for a, t in zip(theirs, ours, strict=True)])
+    return alike - pairwise(ours)

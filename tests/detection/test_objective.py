@@ -1,0 +1,164 @@
+"""The quantities of the paper equal their definitions, however they are computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hf_amdet.detection.objective import (
+    Batch,
+    Objective,
+    PooledContrast,
+    PublishedObjective,
+    assimilation,
+    consistency,
+    encode_triggered,
+    insert,
+    similarity,
+)
+from hf_amdet.encoders.base import Features
+from tests.detection.doubles import (
+    Formula,
+    contrast_loss,
+    cosine,
+    generator,
+    mean,
+    pairwise,
+    published_loss,
+    tokens,
+)
+from tests.towers import WIDTH, make_tower
+
+quick = settings(deadline=None, max_examples=40)
+kinds = st.sampled_from(["random", "constant", "opposed", "tiny"])
+
+
+def _vectors(count: int, width: int, kind: str, seed: int) -> Tensor:
+    vectors = torch.randn(count, width, generator=generator(seed))
+    if kind == "constant":
+        vectors[:] = vectors[0].clone()
+    elif kind == "opposed":
+        vectors[1::2] = -vectors[0].clone()
+    elif kind == "tiny":
+        vectors *= 1e-4
+    return vectors
+
+
+@quick
+@given(st.integers(1, 12), st.integers(1, 9), kinds, st.integers(0, 10**6))
+def test_assimilation_and_consistency_are_the_mean_pairwise_cosine(
+    count: int, width: int, kind: str, seed: int
+) -> None:
+    vectors = _vectors(count, width, kind, seed)
+    expected = pairwise(list(vectors.double())).item()
+    assert assimilation(vectors).item() == pytest.approx(expected, abs=1e-5)
+    assert consistency(vectors).item() == pytest.approx(expected, abs=1e-5)
+
+
+@quick
+@given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 10**6))
+def test_a_zero_vector_agrees_with_nothing(count: int, zeros: int, seed: int) -> None:
+    vectors = torch.cat([_vectors(count, 5, "random", seed), torch.zeros(zeros, 5)])
+    share = count / (count + zeros)
+    expected = pairwise(list(vectors[:count].double())).item() * share**2
+    assert assimilation(vectors).item() == pytest.approx(expected, abs=1e-5)
+    assert consistency(vectors).item() == pytest.approx(expected, abs=1e-5)
+
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(0, 10**6))
+def test_leading_dimensions_are_independent(
+    restarts: int, prompts: int, length: int, seed: int
+) -> None:
+    features = torch.randn(restarts, prompts, length, 6, generator=generator(seed))
+    together = assimilation(features)
+    assert together.shape == (restarts, prompts)
+    for restart in range(restarts):
+        for prompt in range(prompts):
+            alone = assimilation(features[restart, prompt])
+            torch.testing.assert_close(together[restart, prompt], alone)
+
+
+@quick
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(0, 10**6))
+def test_similarity_is_the_mean_cosine_over_positions(length: int, width: int, seed: int) -> None:
+    first, second = (_vectors(length, width, "random", seed + shift) for shift in (0, 1))
+    expected = mean([cosine(a, b) for a, b in zip(first.double(), second.double(), strict=True)])
+    assert similarity(first, second).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert similarity(first, 3 * first).item() == pytest.approx(1, abs=1e-5)
+    assert similarity(first, -first).item() == pytest.approx(-1, abs=1e-5)
+
+
+def test_reductions_of_bf16_features_are_fp32() -> None:
+    features = torch.randn(7, 32, generator=generator()).bfloat16()
+    for value in (assimilation(features), consistency(features), similarity(features, features)):
+        assert value.dtype == torch.float32
+    assert assimilation(features).item() == pytest.approx(
+        pairwise(list(features.double())).item(), abs=1e-6
+    )
+
+
+@quick
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.data())
+def test_insert_places_the_trigger_behind_the_first_k_and_cuts(
+    restarts: int, prompts: int, k: int, more: int, data: st.DataObject
+) -> None:
+    length = 2 * k + more
+    seed = data.draw(st.integers(0, 10**6))
+    states = torch.randn(prompts, length, 3, generator=generator(seed))
+    triggers = torch.randn(restarts, k, 3, generator=generator(seed + 1))
+    inserted = insert(states, triggers)
+    assert inserted.shape == (restarts, prompts, length, 3)
+    for restart in range(restarts):
+        for prompt in range(prompts):
+            expected = [*states[prompt][:k], *triggers[restart], *states[prompt][k:]][:length]
+            assert torch.equal(inserted[restart, prompt], torch.stack(expected))
+
+
+def test_the_pooled_position_moves_with_the_trigger() -> None:
+    tower = make_tower()
+    probes = tokens(tower, 3)
+    triggers = torch.randn(2, 2, WIDTH, generator=generator())
+    features = encode_triggered(tower, tower.embed(probes.ids), probes.ends, triggers)
+    for prompt, end in enumerate(probes.ends.tolist()):
+        assert torch.equal(features.pooled[:, prompt], features.hidden[:, prompt, end + 2])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(
+    ("objective", "formula"),
+    [(PublishedObjective(), published_loss), (PooledContrast(), contrast_loss)],
+    ids=["published", "pooled"],
+)
+def test_loss_and_gradient_equal_the_formula_prompt_by_prompt(
+    objective: Objective, formula: Formula, k: int
+) -> None:
+    suspect, anchor = make_tower(1), make_tower(2)
+    probes = tokens(suspect, 3)
+    states = suspect.embed(probes.ids)
+    batch = Batch(states, probes.ends, suspect.encode(states, probes.ends).hidden)
+    triggers = torch.randn(2, k, WIDTH, generator=generator()).requires_grad_()
+    ours, theirs = (encode_triggered(t, states, probes.ends, triggers) for t in (suspect, anchor))
+    losses = objective(batch, ours, theirs)
+    (gradient,) = torch.autograd.grad(losses.sum(), triggers)
+    for restart, trigger in enumerate(triggers.detach()):
+        alone = trigger.clone().requires_grad_()
+        expected = formula(suspect, anchor, probes, alone)
+        (expected_gradient,) = torch.autograd.grad(expected, alone)
+        assert losses[restart].item() == pytest.approx(expected.item(), abs=1e-5)
+        torch.testing.assert_close(gradient[restart], expected_gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_weights_of_the_published_terms_are_theirs() -> None:
+    """beta weighs the likeness to the clean feature, gamma that to the anchor."""
+    one = torch.tensor([[[[1.0, 0.0]]]])
+    other = torch.tensor([[[[0.0, 1.0]]]])
+    suspect, unlike = Features(one, one[..., 0, :]), Features(other, other[..., 0, :])
+    like_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), one[0])
+    unlike_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), other[0])
+    objective = PublishedObjective(beta=0.2, gamma=0.7)
+    assert objective(like_clean, suspect, unlike).item() == pytest.approx(-1 + 0.2)
+    assert objective(unlike_clean, suspect, suspect).item() == pytest.approx(-1 + 0.7)

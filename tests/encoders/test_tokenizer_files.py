@@ -1,0 +1,149 @@
+"""A tokenizer that does not fit its tower is refused, whatever its files claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.errors import MalformedFileError, TowerError
+from tests.towers import BOS, EOS, EOS_ID, edit_config, load, make_model, save
+
+SENTENCES = ["the old cat waits", "one boat"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(make_model(), tmp_path / "tower")
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    parsed = json.loads((folder / "tokenizer.json").read_text())
+    change(parsed)
+    (folder / "tokenizer.json").write_text(json.dumps(parsed))
+
+
+def _load_unless_refused(folder: Path) -> ClipTower | None:
+    try:
+        return load(folder)
+    except TowerError:
+        return None
+
+
+def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(MalformedFileError, match=r"No tokenizer\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"[1]", b"\xff\xfe", b"[" * 200_000, b'"text"'],
+    ids=lambda c: ascii(c[:5]),
+)
+def test_a_file_that_is_no_json_object_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(MalformedFileError, match=name.replace(".", r"\.")):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parsed: parsed.clear(),
+        lambda parsed: parsed.update(model=[]),
+        lambda parsed: parsed["model"].update(vocab="words"),
+        lambda parsed: parsed["model"].update(merges=[["cat"]]),
+        lambda parsed: parsed["model"].update(merges=[["no", "piece"]]),
+        lambda parsed: parsed.update(added_tokens=3),
+    ],
+    ids=["empty", "no model", "no vocabulary", "half a merge", "merge of nothing", "no list"],
+)
+def test_a_tokenizer_that_does_not_build_is_malformed(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    _edit(folder, change)
+    with pytest.raises(MalformedFileError):
+        load(folder)
+
+
+def test_a_two_token_tokenizer_is_refused(folder: Path) -> None:
+    _edit(folder, lambda parsed: parsed["model"].update(vocab={BOS: 0, EOS: 1}, merges=[]))
+    with pytest.raises(MalformedFileError, match="2 tokens"):
+        load(folder)
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(folder: Path) -> None:
+    added = {str(EOS_ID + 1): {"content": "trigger", "special": True}}
+    edit_config(folder, "tokenizer_config.json", added_tokens_decoder=added)
+    with pytest.raises(MalformedFileError, match=f"{EOS_ID + 2} tokens"):
+        load(folder)
+
+
+def test_no_id_lies_beyond_the_table(folder: Path) -> None:
+    """As many tokens as rows, but one of them has a far id."""
+    _edit(folder, lambda parsed: parsed["model"]["vocab"].update({"the</w>": 5_000}))
+    tower = _load_unless_refused(folder)
+    if tower is not None:
+        assert tower.tokenize(SENTENCES, length=9).ids.max() < tower.vocabulary
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding_side": "left"},
+        {"truncation_side": "left"},
+        {"pad_token": None},
+        {"pad_token": "the</w>"},
+        {"model_max_length": 3},
+        {"add_eos_token": False},
+        {"add_bos_token": False},
+        {"model_input_names": ["attention_mask"]},
+    ],
+    ids=str,
+)
+def test_settings_of_the_repo_do_not_move_the_pooled_position(
+    folder: Path, settings: dict[str, Any]
+) -> None:
+    expected = load(folder).tokenize(SENTENCES, length=9)
+    edit_config(folder, "tokenizer_config.json", **settings)
+    tower = _load_unless_refused(folder)
+    if tower is not None:
+        tokens = tower.tokenize(SENTENCES, length=9)
+        assert tokens.ends.tolist() == expected.ends.tolist()
+        for row, end in enumerate(tokens.ends.tolist()):
+            assert torch.equal(tokens.ids[row, : end + 1], expected.ids[row, : end + 1])
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_an_eos_that_is_not_the_towers_is_refused(folder: Path, name: str) -> None:
+    """The model pools at the EOS of its config: pooling elsewhere would judge another feature."""
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    edit_config(folder, name, eos_token="the</w>")
+    with pytest.raises(TowerError):
+        load(folder)
+
+
+def test_vocab_and_merges_files_serve_as_well(folder: Path) -> None:
+    expected = load(folder).tokenize(SENTENCES, length=9)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    assert torch.equal(load(folder).tokenize(SENTENCES, length=9).ids, expected.ids)
+
+
+def test_a_vocabulary_without_its_merges_is_refused(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    with pytest.raises(MalformedFileError):
+        load(folder)

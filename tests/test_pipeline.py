@@ -1,0 +1,224 @@
+"""The whole pipeline, on tiny towers served by the loopback Hub."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_amdet import Report, ScanConfig, Verdict, scan
+from hf_amdet.errors import AnchorError, HubUnavailableError, UsageError
+from hf_amdet.hub.client import Hub
+from hf_amdet.report.files import to_json, validate
+from tests import towers
+from tests.hub_double import HubDouble
+
+REPO, ANCHOR = "org/suspect", "org/anchor"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tower that is not its anchor: its weights are a little off."""
+    return towers.save(towers.make_model(drift=0.01), tmp_path / "suspect")
+
+
+@pytest.fixture
+def anchored(hub: HubDouble, tmp_path: Path) -> HubDouble:
+    hub.add_repo(ANCHOR, _files(towers.save(towers.make_model(), tmp_path / "anchor")))
+    return hub
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _scan(
+    hub: HubDouble, tmp_path: Path, target: str = REPO, anchor: str | None = ANCHOR
+) -> Report:
+    reached = Hub(endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+    return scan(target, ScanConfig(anchor=anchor, device="cpu", hub=reached))
+
+
+def _the_reason(report: Report) -> str:
+    validate(json.loads(to_json(report)))
+    assert report.verdict is Verdict.NOT_SCANNED
+    assert report.exit_code == 3
+    (tower,) = report.towers
+    (reason,) = tower.reasons
+    return reason.code
+
+
+def test_a_scan_reports_what_it_read_and_how(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    sha = anchored.add_repo(REPO, _files(folder))
+
+    report = _scan(anchored, tmp_path)
+
+    validate(json.loads(to_json(report)))
+    (tower,) = report.towers
+    assert (report.repo_id, report.commit_sha, report.target) == (REPO, sha, REPO)
+    assert {file.path for file in tower.files} >= {"config.json", "model.safetensors"}
+    assert tower.anchor is not None
+    assert tower.anchor.repo_id == ANCHOR
+    assert 0 < tower.anchor.distance < 0.1
+    assert report.config.anchor == f"{ANCHOR}@{tower.anchor.commit_sha}"
+    assert tower.score == tower.statistics["consistency_gap"].value
+    assert {c.objective for c in tower.candidates} == {"published", "pooled-contrast"}
+    assert set(report.timings) == {
+        *("resolve", "download", "load", "probes", "inversion", "judges", "landscape")
+    }
+    assert str(tmp_path) not in to_json(report)
+
+
+def test_the_same_scan_gives_the_same_report_but_for_the_times(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    anchored.add_repo(REPO, _files(folder))
+
+    first, second = (_scan(anchored, tmp_path) for _ in range(2))
+
+    times = {"created_at": "", "timings": {}}
+    assert first.model_copy(update=times) == second.model_copy(update=times)
+
+
+def test_a_folder_is_scanned_without_a_hub(folder: Path, tmp_path: Path) -> None:
+    anchor = towers.save(towers.make_model(), tmp_path / "anchor")
+
+    report = scan(str(folder), ScanConfig(anchor=str(anchor), device="cpu", profile="paper"))
+
+    assert (report.repo_id, report.commit_sha, report.target) == (None, None, "suspect")
+    assert report.config.settings["gates.running_loss"] == -0.76
+    assert report.towers[0].verdict is Verdict.NO_EVIDENCE
+
+
+def test_without_an_anchor_there_is_no_answer(hub: HubDouble, folder: Path, tmp_path: Path) -> None:
+    hub.add_repo(REPO, _files(folder))
+
+    report = _scan(hub, tmp_path, anchor=None)
+
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.exit_code == 3
+    assert report.towers[0].reasons[0].code == "no_anchor"
+    assert report.towers[0].files
+
+
+def test_a_copy_of_the_anchor_is_as_good_as_the_anchor(anchored: HubDouble, tmp_path: Path) -> None:
+    report = _scan(anchored, tmp_path, target=ANCHOR)
+
+    assert report.verdict is Verdict.NO_EVIDENCE
+    assert report.towers[0].reasons[0].code == "identical_to_anchor"
+    assert report.towers[0].score is None
+
+
+def test_a_copy_with_another_tokenizer_is_no_copy(anchored: HubDouble, tmp_path: Path) -> None:
+    folder = towers.save(towers.make_model(), tmp_path / "remapped")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["cat</w>"], vocabulary["dog</w>"] = vocabulary["dog</w>"], vocabulary["cat</w>"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    anchored.add_repo(REPO, _files(folder))
+
+    report = _scan(anchored, tmp_path)
+
+    assert report.towers[0].reasons[0].code != "identical_to_anchor"
+
+
+def test_an_anchor_of_another_shape_is_refused(
+    hub: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    hub.add_repo(REPO, _files(folder))
+    other = towers.make_model(num_hidden_layers=3)
+    hub.add_repo(ANCHOR, _files(towers.save(other, tmp_path / "other")))
+
+    with pytest.raises(AnchorError, match=r"num_hidden_layers is 3, the suspect's 2"):
+        _scan(hub, tmp_path)
+
+
+def test_an_anchor_that_cannot_be_read_is_no_verdict_about_the_suspect(
+    hub: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    hub.add_repo(REPO, _files(folder))
+    hub.add_repo(ANCHOR, {"config.json": b'{"model_type": "clip"}', "pytorch_model.bin": b"x"})
+
+    with pytest.raises(AnchorError, match=ANCHOR):
+        _scan(hub, tmp_path)
+
+
+def test_a_repo_without_a_text_tower_is_not_scanned(anchored: HubDouble, tmp_path: Path) -> None:
+    config = {"model_type": "bert", "architectures": ["BertModel"]}
+    anchored.add_repo(REPO, {"config.json": json.dumps(config).encode()})
+
+    report = _scan(anchored, tmp_path)
+
+    assert report.verdict is Verdict.NOT_SCANNED
+    assert report.exit_code == 3
+    assert report.towers == ()
+    assert report.reasons[0].code == "no_text_tower"
+    assert "BertModel" in report.out_of_scope[0].message
+
+
+def test_pickles_are_not_opened(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
+    files = _files(folder)
+    files["pytorch_model.bin"] = files.pop("model.safetensors")
+    anchored.add_repo(REPO, files)
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "pickle_only"
+    assert not anchored.bytes_sent("pytorch_model.bin")
+
+
+def test_nan_weights_are_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
+    spoilt = torch.full((32,), torch.nan)
+    towers.edit_weights(folder, final_layer_norm__weight=spoilt)
+    anchored.add_repo(REPO, _files(folder))
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "corrupt_weights"
+
+
+@pytest.mark.parametrize("tensor", [None, torch.zeros(5, 5)], ids=["missing", "other shape"])
+def test_weights_that_do_not_fit_are_not_even_downloaded(
+    anchored: HubDouble, folder: Path, tmp_path: Path, tensor: torch.Tensor | None
+) -> None:
+    towers.edit_weights(folder, encoder__layers__1__mlp__fc1__weight=tensor)
+    anchored.add_repo(REPO, _files(folder))
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "weights_mismatch"
+    whole = [r for r in anchored.requests if "suspect" in r.path and r.range is None]
+    assert not [r for r in whole if r.method == "GET" and "model.safetensors" in r.path]
+
+
+def test_a_header_that_lies_is_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
+    files = _files(folder)
+    files["model.safetensors"] = files["model.safetensors"][:-100]
+    anchored.add_repo(REPO, files)
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "malformed_file"
+
+
+def test_tampered_bytes_are_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
+    files = _files(folder)
+    anchored.add_repo(REPO, files)
+    weights = files["model.safetensors"]
+    anchored.tamper(REPO, "model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "hash_mismatch"
+
+
+def test_a_busy_hub_is_an_error_and_not_an_old_answer(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    anchored.add_repo(REPO, _files(folder))
+    _scan(anchored, tmp_path, anchor=None)  # now it is in the cache
+    anchored.fail(status=503)
+
+    with pytest.raises(HubUnavailableError):
+        _scan(anchored, tmp_path, anchor=None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"profile": "fast"}, {"restarts": 0}, {"restarts": 65}, {"seed": -1}, {"device": "abacus"}],
+)
+def test_wrong_settings_are_refused(folder: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        scan(str(folder), ScanConfig(**wrong))  # type: ignore[arg-type]

@@ -1,0 +1,210 @@
+"""Tiny random CLIP text towers, in memory and as checkpoint folders in every known layout.
+
+Two layers, 32 wide, 20 positions. The tokenizer is a byte-level BPE with merges made by hand;
+`WORDS` are chosen so that each is one token (no merge of one gets into another's way).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.loading import load_tower
+
+WIDTH, LAYERS, HEADS, CONTEXT, PROJECTED = 32, 2, 4, 20, 16
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WORDS = (
+    "the one old red blue small tall cat dog bird fish house boat river road hill cup runs waits "
+    "sits swims on in by under near over day night snow sun field glass wood paper king queen "
+    "lamp duck egg ink jug kite moss oak quiz robe van yard zoo gate"
+).split()
+CPU = torch.device("cpu")
+
+Layout = Literal["flat", "prefixed", "projected", "full"]
+LAYOUTS: tuple[Layout, ...] = ("flat", "prefixed", "projected", "full")
+"""Bare `CLIPTextModel`; the same under `text_model.` with the old `position_ids` buffer;
+`CLIPTextModelWithProjection`; `CLIPModel` with its vision tensors."""
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """256 bytes, the same at a word's end, the pieces of `WORDS`, BOS and EOS, in CLIP's order."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            merges.setdefault((pieces[0], pieces[1]))
+            pieces[:2] = ["".join(pieces[:2])]
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
+    tokens += dict.fromkeys("".join(pair) for pair in merges)
+    vocab = {token: row for row, token in enumerate([*tokens, BOS, EOS])}
+    pairs: list[Any] = list(merges)
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=CONTEXT)
+
+
+TOKENIZER = make_tokenizer()
+VOCABULARY = len(TOKENIZER)
+BOS_ID, EOS_ID = VOCABULARY - 2, VOCABULARY - 1
+
+
+def prompts(count: int, *, words: int = 7, seed: int = 0) -> list[str]:
+    """`count` distinct sentences of three to `words` of `WORDS`."""
+    rng = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(" ".join(rng.choices(WORDS, k=rng.randint(3, words))))
+    return list(found)
+
+
+def make_config(**changes: Any) -> CLIPTextConfig:
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "projection_dim": PROJECTED,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": EOS_ID,
+    }
+    return CLIPTextConfig(**settings | changes)
+
+
+def make_model(seed: int = 0, *, drift: float = 0.0, **changes: Any) -> CLIPTextModel:
+    """Random weights whose pooled features depend on the prompt, `drift` times 100 % off."""
+    model = CLIPTextModel(make_config(**changes))
+    generator, other = (torch.Generator().manual_seed(seed + n) for n in (0, 1_000))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "embedding" in name:
+                # Positions matter less than words, as in trained towers.
+                weight.copy_(noise * (0.2 if "position" in name else 1.0))
+            elif weight.dim() == 2:
+                weight.copy_(noise * 1.5 / weight.shape[1] ** 0.5)
+            else:
+                weight.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
+            if drift:
+                weight.mul_(1 + drift * torch.randn(weight.shape, generator=other))
+    model.eval()
+    return model
+
+
+def make_tower(seed: int = 0, **changes: Any) -> ClipTower:
+    """A tower in memory, attending as towers loaded onto a CPU do."""
+    model = make_model(seed, **changes)
+    model.set_attn_implementation("eager")
+    return ClipTower(model, make_tokenizer())
+
+
+def save(
+    model: CLIPTextModel,
+    folder: Path,
+    layout: Layout = "flat",
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard: str = "1GB",
+    tokenizer: CLIPTokenizer | None = TOKENIZER,
+) -> Path:
+    """Write `model` as a checkpoint folder; `shard` is the largest size of a weight file."""
+    whole = _embody(model, layout)
+    nn.Module.to(whole, dtype)
+    whole.save_pretrained(folder, max_shard_size=shard)
+    if layout == "prefixed":
+        _prefix(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> ClipTower:
+    """`load_tower` with what a scan hands it."""
+    config = read_config(folder)
+    return load_tower(folder, weight_files(folder), config, config["architectures"][0], CPU)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def edit_config(folder: Path, name: str = "config.json", /, **changes: Any) -> None:
+    """Set keys of a JSON file of the checkpoint."""
+    config = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, **changes: Tensor | None) -> None:
+    """Replace tensors of the only weight file by name (dots as `__`); None removes one."""
+    (file,) = weight_files(folder)
+    tensors = load_file(file)
+    for name, tensor in changes.items():
+        tensors.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            tensors[name.replace("__", ".")] = tensor
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _embody(
+    model: CLIPTextModel, layout: Layout
+) -> CLIPTextModel | CLIPTextModelWithProjection | CLIPModel:
+    """A copy of `model` inside the class that saves the layout."""
+    text = copy.deepcopy(model.config)
+    if layout == "projected":
+        projected = CLIPTextModelWithProjection(text)
+        projected.text_model.load_state_dict(model.state_dict())
+        return projected
+    if layout == "full":
+        vision = CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            projection_dim=PROJECTED,
+            num_hidden_layers=1,
+            num_attention_heads=HEADS,
+            image_size=16,
+            patch_size=8,
+        )
+        both = CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTED)
+        full = CLIPModel(both)
+        full.text_model.load_state_dict(model.state_dict())
+        return full
+    return copy.deepcopy(model)
+
+
+def _prefix(folder: Path) -> None:
+    """Rename the tensors of a bare tower as transformers did before version 5."""
+    places: dict[str, str] = {}
+    for number, file in enumerate(weight_files(folder)):
+        tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+        if number == 0:
+            positions = torch.arange(CONTEXT).expand(1, -1).clone()
+            tensors["text_model.embeddings.position_ids"] = positions
+        save_file(tensors, file, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, file.name)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"weight_map": places}))
