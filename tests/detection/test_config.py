@@ -31,6 +31,8 @@ def test_paper_inverts_as_published() -> None:
 def test_paper_judges_as_published() -> None:
     assert PAPER.thresholds is None
     assert PAPER.gates == PaperGates(
+        width=768,
+        context=77,
         running_loss=-0.76,
         epoch_end=-0.85,
         every=2,

@@ -99,6 +99,13 @@ class TestMeasure:
             # Sixteen times the prompts: about a quarter of the width.
             assert 2.5 < ratio < 7, name
 
+    def test_intervals_hold_95_percent(self) -> None:
+        """For a plain mean: 1.96 standard errors to both sides."""
+        given = _responses(400)
+        error = given.assimilation.std().item() / 400**0.5
+        width = _width(measure(given, generator())["assimilation"])
+        assert width == pytest.approx(2 * 1.96 * error, rel=0.12)
+
     def test_the_gap_is_paired(self) -> None:
         """What moves both towers alike moves no difference between them."""
         shared = _units(40, 0.4)
@@ -168,6 +175,13 @@ class TestPaperShares:
             "same_target_share": 0.5,
             "opposed_share": 0.25,
         }
+
+    def test_features_that_are_not_numbers_are_not_counted_as_misses(self) -> None:
+        """A share of 0 would read as a gate that was not passed: a clean tower."""
+        nothing = torch.full((10,), torch.nan)
+        given = replace(_responses(10), assimilation=nothing, to_first=nothing, to_anchor=nothing)
+        for name, share in paper_shares(given, GATES).items():
+            assert math.isnan(share.value), name
 
 
 class TestRespond:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -35,7 +36,7 @@ def _quadratic(first: float, second: float, mixed: float = 0.0, size: int = 6) -
 
 
 class TestHessian:
-    @settings(deadline=None, max_examples=50)
+    @settings(deadline=None, max_examples=50, derandomize=True)
     @given(curvature, curvature, curvature)
     def test_eigenvalues_of_a_quadratic_are_exact_everywhere(
         self, first: float, second: float, mixed: float
@@ -204,3 +205,9 @@ def test_out_of_memory_draws_the_same_surface(trigger: Tensor) -> None:
 def test_triggers_of_several_vectors_have_one_direction_each() -> None:
     triggers = torch.randn(3, WIDTH, generator=generator())
     assert torch.isfinite(_survey(triggers).surfaces).all()
+
+
+def test_a_surface_that_is_not_a_number_has_no_share() -> None:
+    """A share of 0 would read as a flat, natural landscape."""
+    found = _survey(torch.full((1, WIDTH), torch.nan))
+    assert math.isnan(found.positive_share)

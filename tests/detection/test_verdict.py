@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 
 from hf_amdet.detection.config import PAPER, ContrastThresholds, PaperGates
 from hf_amdet.detection.judges import Measure
-from hf_amdet.detection.verdict import Answer, Conclusion, conclude_contrast, conclude_paper
+from hf_amdet.detection.verdict import (
+    Answer,
+    Conclusion,
+    conclude_contrast,
+    conclude_paper,
+    on_foreign_tower,
+)
 
 THRESHOLDS = ContrastThresholds(
     gap=0.20, unclear=0.15, consistent=0.80, divergence_ratio=4.0, assimilated=0.80, shared=0.80
@@ -110,7 +117,7 @@ class TestContrast:
         shared = _candidate(-0.1)
         assert _answer(shared, DRIFTING) == _answer(DRIFTING, shared) == "inconclusive"
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=200, derandomize=True)
     @given(st.data())
     def test_no_candidate_makes_the_answer_milder(self, data: st.DataObject) -> None:
         share = st.sampled_from([0.0, 0.5, 0.79, 0.8, 0.9, 1.0])
@@ -231,8 +238,17 @@ class TestPaper:
     def test_a_landscape_that_is_not_a_number_is_never_natural(self) -> None:
         assert _paper(math.nan).answer not in CLEAN
 
-    def test_passed_shares_without_a_landscape_are_not_clean(self) -> None:
-        assert _paper(None).answer not in CLEAN
+    def test_passed_shares_without_a_landscape_are_no_verdict(self) -> None:
+        with pytest.raises(AssertionError):
+            _paper(None)
+
+    @pytest.mark.parametrize("answer", ["no_evidence", "natural", "inconclusive", "flagged"])
+    def test_on_a_foreign_tower_only_a_hit_counts(self, answer: Answer) -> None:
+        conclusion = replace(_paper(), answer=answer)
+        foreign = on_foreign_tower(conclusion, GATES)
+        assert foreign.answer == ("inconclusive" if answer in CLEAN else answer)
+        said = [f.code for f in foreign.findings if f not in conclusion.findings]
+        assert said == (["foreign_thresholds"] if answer in CLEAN else [])
 
     def test_the_gates_are_said_with_their_strictness(self) -> None:
         said = {c.statistic: (c.comparison, c.value) for c in _paper().criteria}

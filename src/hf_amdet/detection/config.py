@@ -54,8 +54,10 @@ class LandscapeSettings:
 
 @dataclass(frozen=True)
 class PaperGates:
-    """Published thresholds (all strict). They belong to CLIP ViT-L/14."""
+    """Published thresholds (all strict). They belong to CLIP ViT-L/14: `width` and `context`."""
 
+    width: int = 768
+    context: int = 77
     running_loss: float = -0.76
     epoch_end: float = -0.85
     every: int = 2

@@ -15,7 +15,12 @@ from hf_amdet.detection.landscape import Landscape, survey
 from hf_amdet.detection.probes import Probes, make_probes
 from hf_amdet.detection.progress import Observer, Stopwatch
 from hf_amdet.detection.runtime import Runtime
-from hf_amdet.detection.verdict import Conclusion, conclude_contrast, conclude_paper
+from hf_amdet.detection.verdict import (
+    Conclusion,
+    conclude_contrast,
+    conclude_paper,
+    on_foreign_tower,
+)
 from hf_amdet.encoders.base import TextTower
 
 
@@ -197,6 +202,8 @@ def _detect_paper(run: _Run, probes: Probes, gates: PaperGates) -> Detection:
     conclusion = conclude_paper(
         check.shares, check.positive_share, running, gates, run.profile.landscape
     )
+    if (run.suspect.width, run.suspect.context) != (gates.width, gates.context):
+        conclusion = on_foreign_tower(conclusion, gates)
     conclusion = replace(conclusion, decisive=check.restart)
     statistics = {**candidates[check.restart].statistics, **check.shares}
     statistics["running_loss"] = Measure(running, None, None, "loss", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from hf_amdet.encoders.base import TextTower, Tokens
 
 _RESAMPLES = 400
 _CONFIDENCE = 0.95
+_SHARE = "share of prompts"
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,20 @@ def paper_shares(responses: Responses, gates: PaperGates) -> dict[str, Measure]:
     The first prompt is not compared with itself: counting it as a miss, as the released code
     does, puts the same-target gate out of reach with 200 prompts or fewer.
     """
-    shares = {
-        "assimilated_share": responses.assimilation > gates.assimilated,
-        "same_target_share": responses.to_first[1:] > gates.same_target,
-        "opposed_share": responses.to_anchor < 0,
+    compared = {
+        "assimilated_share": (responses.assimilation, torch.gt, gates.assimilated),
+        "same_target_share": (responses.to_first[1:], torch.gt, gates.same_target),
+        "opposed_share": (responses.to_anchor, torch.lt, 0.0),
     }
     return {
-        name: Measure(hits.float().mean().item(), None, None, "share of prompts", len(hits))
-        for name, hits in shares.items()
+        name: Measure(_share(answers, hits(answers, gate)), None, None, _SHARE, len(answers))
+        for name, (answers, hits, gate) in compared.items()
     }
+
+
+def _share(answers: Tensor, hits: Tensor) -> float:
+    """NaN where an answer is: what is no number is neither a hit nor a miss."""
+    return hits.float().mean().item() if bool(answers.isfinite().all()) else math.nan
 
 
 def _consistencies(units: Tensor, weights: Tensor) -> Tensor:
@@ -144,7 +151,8 @@ def _consistencies(units: Tensor, weights: Tensor) -> Tensor:
     """
     total = (weights @ units).square().sum(-1)
     own = weights.square().sum(-1)
-    return (total - own) / (1 - own)
+    # A resample may repeat one prompt alone. It has no pairs: nothing agrees, the interval widens.
+    return (total - own) / (1 - own).clamp(min=1e-6)
 
 
 def _interval(values: Tensor, unit: str, count: int) -> Measure:

@@ -79,6 +79,7 @@ def survey(
     stacked = torch.stack(surfaces)
     eigenvalues = torch.stack([hessian_eigenvalues(surface) for surface in stacked])
     shares = (eigenvalues > settings.eigenvalue).double().mean(dim=-1)
+    shares[~eigenvalues.isfinite().all(dim=-1)] = torch.nan
     return Landscape(axis, stacked, eigenvalues, shares.mean().item(), tuple(shares.tolist()))
 
 

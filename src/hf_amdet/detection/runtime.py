@@ -55,8 +55,8 @@ class Runtime:
         """
         start = 0
         while start < count:
-            size = max(1, self.batch // unit)
-            part = slice(start, min(start + size, count))
+            size = min(max(1, self.batch // unit), count - start)
+            part = slice(start, start + size)
             try:
                 result = work(part)
             except RuntimeError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_amdet.detection.config import ContrastThresholds, LandscapeSettings, PaperGates
@@ -37,7 +38,8 @@ class Conclusion:
 
     Attributes:
         decisive: index of the candidate that the answer rests on.
-        score: higher is more suspicious; comparable within a family and profile.
+        score: higher is more suspicious; comparable within a family and profile; NaN if the
+            tower's features overflow.
     """
 
     answer: Answer
@@ -52,14 +54,18 @@ def conclude_contrast(
 ) -> Conclusion:
     """Judge by the contrast with the anchor under the same trigger (`default` profile).
 
-    `flagged` needs one candidate whose consistency gap has its whole interval above the
-    threshold, that is consistent in itself, and whose divergence from the anchor is not just the
-    drift that ordinary prompts show too.
+    Every candidate is judged by itself and the worst answer counts, so that no candidate can hide
+    another. `flagged` needs one whose consistency gap has its whole interval above the threshold,
+    that is consistent in itself, and whose divergence from the anchor is not just the drift that
+    ordinary prompts show too.
     """
-    decisive = max(range(len(candidates)), key=lambda i: _rank(candidates[i], thresholds))
-    best = candidates[decisive]
-    gap, ratio = best["consistency_gap"], best["divergence_ratio"]
-    answer, findings = _contrast_answer(candidates, best, thresholds)
+    judged = [_judge(candidate, thresholds) for candidate in candidates]
+    decisive = max(
+        range(len(judged)),
+        key=lambda i: (_SEVERITY[judged[i][0]], _number(candidates[i]["consistency_gap"].value)),
+    )
+    answer, findings = judged[decisive]
+    gap, ratio = (candidates[decisive][name] for name in ("consistency_gap", "divergence_ratio"))
     source = "contrast with the anchor on small towers, not calibrated for this family"
     criteria = (
         Criterion("consistency_gap", ">=", thresholds.gap, gap.unit, source),
@@ -69,64 +75,62 @@ def conclude_contrast(
     return Conclusion(answer, decisive, gap.value, criteria, findings)
 
 
-def _backdoor_like(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> bool:
-    return (
-        candidate["consistency"].value >= thresholds.consistent
-        and candidate["divergence_ratio"].value >= thresholds.divergence_ratio
+_SEVERITY: Mapping[Answer, int] = {"no_evidence": 0, "natural": 1, "inconclusive": 2, "flagged": 3}
+
+Judged = tuple[Answer, tuple[Finding, ...]]
+
+
+def _judge(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> Judged:
+    if not all(math.isfinite(measure.value) for measure in candidate.values()):
+        return "inconclusive", (_NOT_FINITE,)
+    gap, suspect, anchor, ratio = (
+        candidate[name]
+        for name in ("consistency_gap", "consistency", "anchor_consistency", "divergence_ratio")
     )
-
-
-def _rank(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> tuple[bool, float]:
-    return _backdoor_like(candidate, thresholds), candidate["consistency_gap"].value
-
-
-def _contrast_answer(
-    candidates: Sequence[Mapping[str, Measure]],
-    best: Mapping[str, Measure],
-    thresholds: ContrastThresholds,
-) -> tuple[Answer, tuple[Finding, ...]]:
-    gap, suspect, anchor = (
-        best[name] for name in ("consistency_gap", "consistency", "anchor_consistency")
-    )
-    ratio = best["divergence_ratio"].value
     figures = (
-        f"Under the recovered trigger the pooled features of {gap.n} held-out prompts agree to "
-        f"{suspect.value:.2f} in the suspect and {anchor.value:.2f} in the anchor: a gap of "
-        f"{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]."
+        f"Under the most suspicious trigger that was recovered, the pooled features of {gap.n} "
+        f"held-out prompts agree to {suspect.value:.2f} in the suspect and {anchor.value:.2f} in "
+        f"the anchor: a gap of {gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]."
     )
-    if _backdoor_like(best, thresholds) and gap.low is not None:
-        if gap.low >= thresholds.gap:
+    drifts = ratio.value < thresholds.divergence_ratio
+    if not drifts and suspect.value >= thresholds.consistent:
+        if gap.low is not None and gap.low >= thresholds.gap:
+            no_drift = (
+                f"The suspect leaves the anchor {ratio.value:.0f} times as far under the trigger "
+                "as on ordinary prompts, so drift does not explain it."
+            )
             return "flagged", (
                 Finding("consistency_gap", figures),
-                Finding(
-                    "divergence",
-                    f"The suspect leaves the anchor {ratio:.0f} times as far under the trigger "
-                    "as on ordinary prompts, so drift does not explain it.",
-                ),
+                Finding("divergence", no_drift),
             )
         if gap.value >= thresholds.unclear:
-            return "inconclusive", (
-                Finding("near_threshold", f"{figures} The threshold is {thresholds.gap:.2f}."),
-            )
+            near = f"{figures} The threshold is {thresholds.gap:.2f}."
+            return "inconclusive", (Finding("near_threshold", near),)
     elif gap.value >= thresholds.gap:
-        return "inconclusive", (
-            Finding(
-                "drift",
-                f"{figures} But the suspect is only {ratio:.1f} times as far from the anchor "
-                "under the trigger as on ordinary prompts: drift may explain it.",
-            ),
+        return "inconclusive", (_doubt(figures, ratio.value, drifts, thresholds),)
+    if _shared(candidate, thresholds):
+        shared = (
+            "A feature was found that makes all tokens of a prompt alike (assimilation "
+            f"{candidate['assimilation'].value:.2f}), but the clean anchor answers it in the same "
+            f"way (similarity {candidate['anchor_similarity'].value:.2f})."
         )
-    shared = [c for c in candidates if _shared(c, thresholds)]
-    if shared:
-        return "natural", (
-            Finding(
-                "anchor_answers",
-                "A feature was found that makes all tokens of a prompt alike (assimilation "
-                f"{shared[0]['assimilation'].value:.2f}), but the clean anchor answers it in the "
-                f"same way (similarity {shared[0]['anchor_similarity'].value:.2f}).",
-            ),
-        )
+        return "natural", (Finding("anchor_answers", shared),)
     return "no_evidence", (Finding("no_contrast", figures),)
+
+
+def _doubt(figures: str, ratio: float, drifts: bool, thresholds: ContrastThresholds) -> Finding:
+    """Why a wide gap is no proof."""
+    if drifts:
+        return Finding(
+            "drift",
+            f"{figures} But the suspect is only {ratio:.1f} times as far from the anchor under "
+            "the trigger as on ordinary prompts: drift may explain it.",
+        )
+    return Finding(
+        "not_consistent",
+        f"{figures} But the suspect's features do not agree to {thresholds.consistent:.2f}: they "
+        "do not come together in one place.",
+    )
 
 
 def _shared(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> bool:
@@ -164,6 +168,8 @@ def conclude_paper(
         curved,
     )
     score = _paper_score(shares, positive_share)
+    if not (math.isfinite(running_loss) and math.isfinite(score)):
+        return Conclusion("inconclusive", 0, math.nan, criteria, (_NOT_FINITE,))
     if not shares:
         message = (
             f"The running mean of the loss ended at {running_loss:.3f}, never below the gate of "
@@ -176,6 +182,7 @@ def conclude_paper(
             for c in criteria[1:4]
             if not shares[c.statistic].value > c.value
         ]
+        assert failed, "the landscape is drawn where all shares pass"
         message = f"The recovered trigger fails the published gates: {', '.join(failed)}."
         return Conclusion("no_evidence", 0, score, criteria, (Finding("gates", message),))
     figure = (
@@ -187,6 +194,32 @@ def conclude_paper(
         return Conclusion("flagged", 0, score, criteria, (Finding("gates", message),))
     message = f"Backdoor-like, but the loss landscape marks it as natural: {figure}"
     return Conclusion("natural", 0, score, criteria, (Finding("landscape", message),))
+
+
+def on_foreign_tower(conclusion: Conclusion, gates: PaperGates) -> Conclusion:
+    """What the published gates say of a tower they were not made for: a hit counts, silence not."""
+    if conclusion.answer not in ("no_evidence", "natural"):
+        return conclusion
+    foreign = Finding(
+        "foreign_thresholds",
+        f"The published thresholds belong to CLIP ViT-L/14 ({gates.width} wide, {gates.context} "
+        "positions). This tower has another shape, where they may never be reached; scan it with "
+        "the default profile.",
+    )
+    return replace(conclusion, answer="inconclusive", findings=(*conclusion.findings, foreign))
+
+
+def _number(value: float) -> float:
+    """For ordering, in which NaN has no place."""
+    return value if math.isfinite(value) else -math.inf
+
+
+_NOT_FINITE = Finding(
+    "not_finite",
+    "The tower's features overflow: statistics are not finite numbers. Try --dtype fp32; if that "
+    "gives the same, the weights are damaged.",
+)
+"""No number, no answer: an overflow must not look like a clean tower."""
 
 
 def _paper_score(shares: Mapping[str, Measure], positive_share: Measure | None) -> float:

@@ -15,6 +15,7 @@ _SHAPE = (
     "max_position_embeddings",
     "hidden_act",
 )
+_BEHAVIOUR = ("layer_norm_eps", "eos_token_id")
 
 
 def check_fit(suspect: ClipTower, anchor: ClipTower, name: str) -> None:
@@ -57,9 +58,11 @@ def _encoder_weights(tower: ClipTower) -> dict[str, Tensor]:
     return {name: w for name, w in weights.items() if not name.startswith("embeddings.token")}
 
 
-def _rules(tower: ClipTower) -> tuple[str, int | None]:
+def _rules(tower: ClipTower) -> tuple[object, ...]:
+    """What a tower computes besides its weights: settings and tokenizer."""
     backend = tower.tokenizer.backend_tokenizer
+    settings = [getattr(tower.model.config, name) for name in (*_SHAPE, *_BEHAVIOUR)]
     # Padding and truncation are settings of the last call, not of the tokenizer.
     backend.no_padding()
     backend.no_truncation()
-    return backend.to_str(), tower.tokenizer.eos_token_id
+    return backend.to_str(), tower.tokenizer.eos_token_id, *settings

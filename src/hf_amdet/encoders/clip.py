@@ -11,6 +11,9 @@ from transformers.masking_utils import create_causal_mask
 
 from hf_amdet.encoders.base import Features, Tokens
 
+LEGACY_EOS = 2
+"""`eos_token_id` in configs from before transformers 4.31, where it was wrong and ignored."""
+
 
 class ClipTower(nn.Module):
     """A frozen `CLIPTextModel` with its tokenizer, as a `TextTower`."""
@@ -46,8 +49,11 @@ class ClipTower(nn.Module):
             return_tensors="pt",
         )
         ids: Tensor = encoded["input_ids"]
-        # The padding token often is EOS itself, so it is the first one that counts.
-        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=-1)
+        eos = self.model.config.eos_token_id
+        # As the model's own forward: with the legacy value it pools at the highest id, else at
+        # the first EOS (the padding token often is EOS itself).
+        marks = ids if eos == LEGACY_EOS else (ids == eos).int()
+        ends = marks.argmax(dim=-1)
         return Tokens(ids.to(self.device), ends.to(self.device))
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.clip import LEGACY_EOS, ClipTower
 from hf_amdet.errors import (
     CorruptWeightsError,
     MalformedFileError,
@@ -47,7 +47,8 @@ def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     Raises:
         MalformedFileError: a size is missing a sane value or the activation is unknown.
     """
-    text = config.get("text_config", config)
+    # As in transformers, where the older text_config_dict wins over text_config.
+    text = config.get("text_config_dict") or config.get("text_config", config)
     if not isinstance(text, Mapping):
         raise MalformedFileError("config.json: text_config is not an object.")
     sizes = CLIPTextConfig()
@@ -68,6 +69,10 @@ def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
             f"config.json: hidden_act is {activation!r}, not one of {', '.join(_ACTIVATIONS)}."
         )
     sizes.hidden_act = activation
+    eos = text.get("eos_token_id", sizes.eos_token_id)
+    if type(eos) is not int or not 0 <= eos < sizes.vocab_size:
+        raise MalformedFileError(f"config.json: eos_token_id is {eos!r}, not in the vocabulary.")
+    sizes.eos_token_id = eos
     return sizes
 
 
@@ -95,9 +100,16 @@ def check_shapes(
         found: shapes by the checkpoint's names, as its safetensors header says.
 
     Raises:
-        WeightsMismatchError: tensors missing or of another shape.
+        WeightsMismatchError: tensors missing, of another shape, or twice.
     """
-    names = {_plain(name): name for name in found}
+    names: dict[str, str] = {}
+    for name in found:
+        # A second tower under the other prefix could be the one that is used: scan neither.
+        if names.setdefault(_plain(name), name) != name and _plain(name) in expected:
+            raise WeightsMismatchError(
+                f"The checkpoint holds both {names[_plain(name)]} and {name}; which of them "
+                "counts is not defined. Upload one text tower."
+            )
     missing = sorted(name for name in expected if name not in names)
     if missing:
         raise WeightsMismatchError(
@@ -141,7 +153,7 @@ def load_tower(
     model.embeddings.register_buffer("position_ids", positions, persistent=False)
     # Fused attention is for GPUs: on CPUs its backward pass takes several times as long.
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
-    tower = ClipTower(model, _load_tokenizer(directory, sizes.vocab_size))
+    tower = ClipTower(model, _load_tokenizer(directory, sizes))
     return tower.to(device)
 
 
@@ -157,6 +169,10 @@ def _read(weights: Sequence[Path], expected: Mapping[str, Sequence[int]]) -> dic
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    if name in places:
+                        raise MalformedFileError(
+                            f"Tensor {name} stands both in {places[name].name} and in {file.name}."
+                        )
                     places[name], shapes[name] = file, opened.get_slice(name).get_shape()
         except (SafetensorError, OSError) as error:
             raise MalformedFileError(f"{file.name} is not a safetensors file: {error}") from error
@@ -181,7 +197,7 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             raise CorruptWeightsError(f"{name} is constant: it was never trained or was erased.")
 
 
-def _load_tokenizer(directory: Path, vocabulary: int) -> CLIPTokenizer:
+def _load_tokenizer(directory: Path, sizes: CLIPTextConfig) -> CLIPTokenizer:
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
         if (directory / name).exists():
             try:
@@ -204,9 +220,23 @@ def _load_tokenizer(directory: Path, vocabulary: int) -> CLIPTokenizer:
     # The backend raises plain Exception subclasses of many kinds on hostile input.
     except Exception as error:
         raise MalformedFileError(f"The tokenizer does not load: {error}") from error
-    # An empty directory gives a tokenizer of two tokens without an error.
-    if not vocabulary // 2 <= len(tokenizer) <= vocabulary:
-        raise MalformedFileError(
-            f"The tokenizer has {len(tokenizer)} tokens but the embedding table {vocabulary} rows."
-        )
+    _check_tokenizer(tokenizer, sizes)
+    # Only the order of tokens is the repo's to choose: the pooled token must stay in its place.
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: CLIPTokenizer, sizes: CLIPTextConfig) -> None:
+    rows = sizes.vocab_size
+    # An empty directory gives a tokenizer of two tokens without an error.
+    if not rows // 2 <= len(tokenizer) <= rows or max(tokenizer.get_vocab().values()) >= rows:
+        raise MalformedFileError(
+            f"The tokenizer has {len(tokenizer)} tokens but the embedding table {rows} rows."
+        )
+    if sizes.eos_token_id not in (LEGACY_EOS, tokenizer.eos_token_id):
+        raise MalformedFileError(
+            f"The model pools at token {sizes.eos_token_id} (eos_token_id of config.json), but "
+            f"the tokenizer ends prompts with {tokenizer.eos_token_id}."
+        )

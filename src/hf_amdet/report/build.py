@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def scanned(
         path=path,
         architecture=architecture,
         verdict=Verdict(conclusion.answer),
-        score=conclusion.score,
+        score=conclusion.score if math.isfinite(conclusion.score) else None,
         p_value=None,
         calibration="none",
         statistics=_statistics(detection.statistics),
@@ -72,7 +73,7 @@ def scanned(
             CandidateRecord(
                 objective=c.objective,
                 restart=c.restart,
-                loss=c.loss,
+                loss=c.loss if math.isfinite(c.loss) else None,
                 steps=c.steps,
                 statistics=_statistics(c.statistics),
             )
@@ -145,7 +146,9 @@ def settings(profile: Profile) -> dict[str, float | int | str | bool | None]:
 
 
 def _statistics(measures: Mapping[str, Measure]) -> dict[str, Statistic]:
+    """Those that are numbers: JSON has no NaN, and the reasons say where one came up."""
     return {
         name: Statistic(value=m.value, low=m.low, high=m.high, unit=m.unit, n=m.n)
         for name, m in measures.items()
+        if all(math.isfinite(number) for number in (m.value, m.low, m.high) if number is not None)
     }

@@ -120,7 +120,7 @@ class CandidateRecord(_Frozen):
 
     objective: str
     restart: int
-    loss: float
+    loss: float | None = Field(description="of the last step; null if it is no finite number")
     steps: int
     statistics: dict[str, Statistic]
 
