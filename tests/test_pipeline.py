@@ -89,7 +89,9 @@ def test_a_folder_is_scanned_without_a_hub(folder: Path, tmp_path: Path) -> None
 
     assert (report.repo_id, report.commit_sha, report.target) == (None, None, "suspect")
     assert report.config.settings["gates.running_loss"] == -0.76
-    assert report.towers[0].verdict is Verdict.NO_EVIDENCE
+    # Published thresholds on a tower that they were not made for: silence is no answer.
+    assert report.towers[0].verdict is Verdict.INCONCLUSIVE
+    assert report.towers[0].reasons[-1].code == "foreign_thresholds"
 
 
 def test_without_an_anchor_there_is_no_answer(hub: HubDouble, folder: Path, tmp_path: Path) -> None:

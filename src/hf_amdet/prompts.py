@@ -88,7 +88,7 @@ def load_prompts(source: str | None = None) -> PromptSet:
         return PromptSet(EMBEDDED, tuple(embedded_prompts()))
     assert source is not None
     path = Path(source)
-    if path.is_file():
+    if _is_file(path):
         return PromptSet(path.name, _cleaned(source, _read_lines(path)))
     if source.count(":") == 2:
         dataset, split, column = source.split(":")
@@ -107,9 +107,16 @@ def embedded_prompts() -> list[str]:
     return list(prompts)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _read_lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             return [line for line, _ in zip(lines, range(_LIMIT), strict=False)]
     except (OSError, UnicodeDecodeError) as error:
         raise PromptsError(f"Prompts file {path.name} cannot be read as text: {error}") from error

@@ -134,6 +134,10 @@ class TestContrast:
         together = SEVERITY[_answer(*candidates)]
         assert together == max(SEVERITY[_answer(candidate)] for candidate in candidates)
 
+    def test_among_equal_answers_the_widest_gap_decides(self) -> None:
+        conclusion = conclude_contrast([_candidate(0.4), BACKDOORED, _candidate(0.3)], THRESHOLDS)
+        assert (conclusion.decisive, conclusion.score) == (1, 0.5)
+
     def test_natural_needs_a_shared_feature_in_any_candidate(self) -> None:
         assert _answer(ORDINARY, NATURAL) == _answer(NATURAL, ORDINARY) == "natural"
 

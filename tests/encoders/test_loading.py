@@ -119,15 +119,15 @@ class TestLayouts:
 class TestAmbiguity:
     """What a user of transformers gets is what is scanned, or the tower is refused."""
 
+    @pytest.mark.parametrize("prefix", ["", "text_model.", "clip.", "clip.text_model."])
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_a_second_tower_under_the_other_prefix_is_not_scanned_instead(
-        self, tmp_path: Path, layout: Layout
+    def test_a_second_tower_under_another_prefix_is_not_scanned_instead(
+        self, tmp_path: Path, layout: Layout, prefix: str
     ) -> None:
         folder = save(make_model(), tmp_path, layout)
         (file,) = weight_files(folder)
-        prefix = "text_model." if layout == "flat" else ""
         decoy = {f"{prefix}{n}": w.clone() for n, w in make_model(9).state_dict().items()}
-        save_file(load_file(file) | decoy, file, metadata={"format": "pt"})
+        save_file(decoy | load_file(file), file, metadata={"format": "pt"})
         _assert_computes_the_same_or_is_refused(folder)
 
     @pytest.mark.parametrize("name", ["a.safetensors", "z.safetensors"])
@@ -137,15 +137,38 @@ class TestAmbiguity:
         with pytest.raises(TowerError):
             load(folder)
 
-    def test_settings_of_text_config_dict_count_as_in_transformers(self, tmp_path: Path) -> None:
-        folder = save(make_model(), tmp_path, "full")
-        text = read_config(folder)["text_config"] | {"hidden_act": "gelu"}
-        edit_config(folder, text_config_dict=text)
+    @pytest.mark.parametrize("layout", ["flat", "full"])
+    @pytest.mark.parametrize("key", ["text_config", "text_config_dict"])
+    def test_settings_under_two_names_count_as_in_transformers(
+        self, tmp_path: Path, layout: Layout, key: str
+    ) -> None:
+        folder = save(make_model(), tmp_path, layout)
+        config = read_config(folder)
+        edit_config(folder, **{key: config.get("text_config", config) | {"hidden_act": "gelu"}})
         _assert_computes_the_same_or_is_refused(folder)
+
+    def test_a_renamed_setting_counts_as_in_transformers(self, folder: Path) -> None:
+        edit_config(folder, attribute_map={"hidden_act": "other"}, other="gelu")
+        _assert_computes_the_same_or_is_refused(folder)
+
+    def test_settings_that_contradict_each_other_are_refused(self, tmp_path: Path) -> None:
+        """`CLIPModel` follows text_config_dict, `CLIPTextModel` text_config."""
+        folder = save(make_model(), tmp_path, "full")
+        text = read_config(folder)["text_config"]
+        edit_config(folder, text_config_dict=text)
+        load(folder)
+        edit_config(folder, text_config_dict=text | {"hidden_act": "gelu"})
+        with pytest.raises(MalformedFileError):
+            load(folder)
 
     @pytest.mark.parametrize("eos", [2, 513])
     def test_the_eos_of_the_config_counts_as_in_transformers(self, folder: Path, eos: int) -> None:
         edit_config(folder, eos_token_id=eos)
+        _assert_computes_the_same_or_is_refused(folder)
+
+    def test_the_highest_id_is_pooled_where_the_config_is_that_old(self, folder: Path) -> None:
+        edit_config(folder, eos_token_id=2)
+        edit_config(folder, "tokenizer_config.json", eos_token="the</w>")
         _assert_computes_the_same_or_is_refused(folder)
 
     def test_legacy_eos_is_not_refused(self, folder: Path) -> None:
@@ -270,6 +293,22 @@ class TestConfig:
         assert shapes["embeddings.token_embedding.weight"] == (49_408, 512)
         assert shapes["embeddings.position_embedding.weight"] == (77, 512)
         assert sum(name.endswith("mlp.fc1.weight") for name in shapes) == 12
+
+    def test_the_published_config_of_clip_vit_l_is_read(self) -> None:
+        """It names the sizes twice, the older time without EOS and activation."""
+        sizes = {
+            "hidden_size": 768,
+            "intermediate_size": 3_072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "projection_dim": 768,
+        }
+        older = {"text_config": sizes | {"eos_token_id": 2, "hidden_act": "quick_gelu"}}
+        found = text_config(older | {"text_config_dict": sizes, "projection_dim": 768})
+        assert {name: getattr(found, name) for name in sizes if name in SIZES} == {
+            name: size for name, size in sizes.items() if name in SIZES
+        }
+        assert found.hidden_act == "quick_gelu"
 
     def test_sizes_larger_than_the_weights_are_a_mismatch(self, folder: Path) -> None:
         edit_config(folder, num_hidden_layers=3)

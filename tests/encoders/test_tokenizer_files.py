@@ -121,14 +121,30 @@ def test_settings_of_the_repo_do_not_move_the_pooled_position(
             assert torch.equal(tokens.ids[row, : end + 1], expected.ids[row, : end + 1])
 
 
+@pytest.mark.parametrize("pooled", [EOS_ID, 2], ids=["named", "legacy"])
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
-def test_an_eos_that_is_not_the_towers_is_refused(folder: Path, name: str) -> None:
-    """The model pools at the EOS of its config: pooling elsewhere would judge another feature."""
+def test_an_eos_that_is_not_the_towers_is_refused(folder: Path, name: str, pooled: int) -> None:
+    """The model pools at the EOS of its config, or at the highest id where that is old.
+
+    Padded with the same word, every prompt would be pooled at BOS: alike in both towers.
+    """
+    edit_config(folder, eos_token_id=pooled)
     if not (folder / name).exists():
         (folder / name).write_text("{}")
-    edit_config(folder, name, eos_token="the</w>")
+    edit_config(folder, name, eos_token="the</w>", pad_token="the</w>")
     with pytest.raises(TowerError):
         load(folder)
+
+
+@pytest.mark.parametrize("pooled", [EOS_ID, 2], ids=["named", "legacy"])
+def test_added_words_and_other_padding_are_not_refused(tmp_path: Path, pooled: int) -> None:
+    """Textual inversion adds ids above EOS; Stable Diffusion 2 pads with "!"."""
+    folder = save(make_model(vocab_size=EOS_ID + 4), tmp_path)
+    edit_config(folder, eos_token_id=pooled)
+    added = {str(EOS_ID + 1): {"content": "<style>", "special": False}}
+    edit_config(folder, "tokenizer_config.json", added_tokens_decoder=added, pad_token="!</w>")
+    tokens = load(folder).tokenize(SENTENCES, length=9)
+    assert tokens.ends.tolist() == [5, 3]
 
 
 def test_vocab_and_merges_files_serve_as_well(folder: Path) -> None:

@@ -197,6 +197,9 @@ def _detect_paper(run: _Run, probes: Probes, gates: PaperGates) -> Detection:
             if step.running.min() < gates.epoch_end:
                 inversion.end_epoch()
     found = inversion.candidates
+    if check.trigger is not None:
+        # What the gates looked at last and what the statistics describe must be one trigger.
+        found.triggers[check.restart] = check.trigger
     candidates = _judge(run, probes, [found])
     running = found.curve.mean(dim=0).min().item()
     conclusion = conclude_paper(
@@ -230,6 +233,7 @@ class _PaperCheck:
     def __init__(self, run: _Run, probes: Probes, gates: PaperGates) -> None:
         self._run, self._probes, self._gates = run, probes, gates
         self.restart = 0
+        self.trigger: Tensor | None = None
         self.shares: dict[str, Measure] = {}
         self.positive_share: Measure | None = None
         self.landscape: Landscape | None = None
@@ -241,7 +245,8 @@ class _PaperCheck:
             trigger = step.triggers[restart].clone()
             with self._run.watch.measure("judges"):
                 (responses,) = self._run.respond(self._probes, trigger.unsqueeze(0))
-            self.restart, self.shares = restart, paper_shares(responses, gates)
+            self.restart, self.trigger = restart, trigger
+            self.shares = paper_shares(responses, gates)
             self.positive_share = self.landscape = None
             if not self._shares_pass():
                 continue

@@ -95,9 +95,9 @@ def measure(responses: Responses, generator: torch.Generator) -> dict[str, Measu
     count = len(responses.assimilation)
     # One set of resamples for all statistics, so that differences keep their pairing.
     draws = torch.randint(count, (_RESAMPLES, count), generator=generator)
-    weights = torch.zeros(_RESAMPLES, count).scatter_add_(
-        1, draws, torch.full(draws.shape, 1 / count)
-    )
+    # A resample that repeats one prompt alone has no pairs to agree.
+    draws = draws[(draws != draws[:, :1]).any(dim=1)]
+    weights = torch.zeros(draws.shape).scatter_add_(1, draws, torch.full(draws.shape, 1 / count))
     weights = torch.cat([torch.full((1, count), 1 / count), weights])  # row 0: the sample itself
 
     suspect, anchor = (
@@ -151,8 +151,7 @@ def _consistencies(units: Tensor, weights: Tensor) -> Tensor:
     """
     total = (weights @ units).square().sum(-1)
     own = weights.square().sum(-1)
-    # A resample may repeat one prompt alone. It has no pairs: nothing agrees, the interval widens.
-    return (total - own) / (1 - own).clamp(min=1e-6)
+    return (total - own) / (1 - own)
 
 
 def _interval(values: Tensor, unit: str, count: int) -> Measure:

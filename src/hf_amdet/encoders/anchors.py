@@ -44,8 +44,14 @@ def distance(suspect: ClipTower, anchor: ClipTower) -> float:
 
 
 def identical(suspect: ClipTower, anchor: ClipTower) -> bool:
-    """Whether two towers are equal tensor for tensor, tokenizer included."""
-    ours, theirs = suspect.model.state_dict(), anchor.model.state_dict()
+    """Whether two towers are equal tensor for tensor, tokenizer included.
+
+    A projection that only one of them has is no difference: the tower in front of it is the same.
+    """
+    ours, theirs = suspect.state_dict(), anchor.state_dict()
+    if suspect.projection is None or anchor.projection is None:
+        ours.pop("projection", None)
+        theirs.pop("projection", None)
     same_weights = ours.keys() == theirs.keys() and all(
         weight.shape == theirs[name].shape and bool((weight == theirs[name]).all())
         for name, weight in ours.items()

@@ -18,8 +18,15 @@ LEGACY_EOS = 2
 class ClipTower(nn.Module):
     """A frozen `CLIPTextModel` with its tokenizer, as a `TextTower`."""
 
-    def __init__(self, model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, model: CLIPTextModel, tokenizer: CLIPTokenizer, projection: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            projection: `[P, D]`, applied to pooled features downstream; not by `encode`.
+        """
         super().__init__()
+        self.register_buffer("projection", projection)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
 

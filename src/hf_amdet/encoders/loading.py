@@ -38,7 +38,7 @@ _LIMITS = {
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 _PROJECTED = ("CLIPModel", "CLIPTextModelWithProjection")
 _PROJECTION = "text_projection.weight"
-_PREFIX = "text_model."
+_PREFIXES = ("text_model.", "clip.")
 
 
 def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
@@ -47,10 +47,23 @@ def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     Raises:
         MalformedFileError: a size is missing a sane value or the activation is unknown.
     """
-    # As in transformers, where the older text_config_dict wins over text_config.
-    text = config.get("text_config_dict") or config.get("text_config", config)
+    sizes = _settings(config.get("text_config", config))
+    older = config.get("text_config_dict")
+    # CLIPModel follows text_config_dict, CLIPTextModel text_config: both must say the same.
+    if older is not None:
+        for name in (*_LIMITS, "layer_norm_eps", "hidden_act"):
+            if getattr(_settings(older), name) != getattr(sizes, name):
+                raise MalformedFileError(
+                    f"config.json: text_config_dict and text_config differ in {name}."
+                )
+    return sizes
+
+
+def _settings(text: Any) -> CLIPTextConfig:
     if not isinstance(text, Mapping):
         raise MalformedFileError("config.json: text_config is not an object.")
+    if "attribute_map" in text:
+        raise MalformedFileError("config.json: attribute_map renames settings.")
     sizes = CLIPTextConfig()
     for name, limit in _LIMITS.items():
         value = text.get(name, getattr(sizes, name))
@@ -143,7 +156,7 @@ def load_tower(
     """
     tensors = _read(weights, expected_shapes(config, architecture))
     _check_values(tensors)
-    tensors.pop(_PROJECTION, None)
+    projection = tensors.pop(_PROJECTION, None)
     sizes = text_config(config)
     with torch.device("meta"):
         model = CLIPTextModel(sizes)
@@ -153,12 +166,15 @@ def load_tower(
     model.embeddings.register_buffer("position_ids", positions, persistent=False)
     # Fused attention is for GPUs: on CPUs its backward pass takes several times as long.
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
-    tower = ClipTower(model, _load_tokenizer(directory, sizes))
+    tower = ClipTower(model, _load_tokenizer(directory, sizes), projection)
     return tower.to(device)
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix(_PREFIX)
+    """The bare name; transformers strips the prefixes of its model classes in any nesting."""
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _read(weights: Sequence[Path], expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -182,7 +198,10 @@ def _read(weights: Sequence[Path], expected: Mapping[str, Sequence[int]]) -> dic
         with safe_open(file, "pt") as opened:
             for plain, name in names.items():
                 if places[name] == file:
-                    tensors[plain] = opened.get_tensor(name).float()
+                    tensor = opened.get_tensor(name)
+                    if not tensor.is_floating_point():
+                        raise MalformedFileError(f"{name} holds {tensor.dtype}, not weights.")
+                    tensors[plain] = tensor.float()
     return tensors
 
 
@@ -234,6 +253,13 @@ def _check_tokenizer(tokenizer: CLIPTokenizer, sizes: CLIPTextConfig) -> None:
     if not rows // 2 <= len(tokenizer) <= rows or max(tokenizer.get_vocab().values()) >= rows:
         raise MalformedFileError(
             f"The tokenizer has {len(tokenizer)} tokens but the embedding table {rows} rows."
+        )
+    eos, words = tokenizer.eos_token_id, tokenizer.backend_tokenizer.get_vocab(False)
+    # With the legacy value the model pools at the highest id: that has to be EOS.
+    highest = max(*words.values(), tokenizer.bos_token_id, tokenizer.pad_token_id or 0)
+    if sizes.eos_token_id == LEGACY_EOS and eos < highest:
+        raise MalformedFileError(
+            f"The model pools at the highest token, but the tokenizer ends prompts with {eos}."
         )
     if sizes.eos_token_id not in (LEGACY_EOS, tokenizer.eos_token_id):
         raise MalformedFileError(
