@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -156,3 +157,22 @@ class TestDatasets:
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(PromptsError, match=r"hf-amdet\[datasets\]"):
             load_prompts("org/captions:train:text")
+
+
+def test_a_column_of_a_dataset_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    rows = [{"id": number, "text": f"caption {number}"} for number in range(30)]
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    found = load_prompts(f"{folder}:train:text")
+
+    assert found.prompts == tuple(f"caption {number}" for number in range(30))
+    assert found.source == "captions:train:text", "no path of this machine in reports"
+
+
+def test_a_column_that_a_dataset_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+
+    with pytest.raises(PromptsError, match="'caption'"):
+        load_prompts(f"{tmp_path}:train:caption")

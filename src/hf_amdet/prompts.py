@@ -92,7 +92,9 @@ def load_prompts(source: str | None = None) -> PromptSet:
         return PromptSet(path.name, _cleaned(source, _read_lines(path)))
     if source.count(":") == 2:
         dataset, split, column = source.split(":")
-        return PromptSet(source, _cleaned(source, _read_dataset(dataset, split, column)))
+        rows = _cleaned(source, _read_dataset(dataset, split, column))
+        name = Path(dataset).name if Path(dataset).exists() else dataset
+        return PromptSet(f"{name}:{split}:{column}", rows)
     raise PromptsError(f"--prompts {source!r} is neither a text file nor org/dataset:split:column.")
 
 
