@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_amdet import Report, ScanConfig, Verdict, scan
-from hf_amdet.errors import AnchorError, HubUnavailableError, UsageError
+from hf_amdet.errors import AnchorError, HubUnavailableError, UnknownRepoError, UsageError
 from hf_amdet.hub.client import Hub
 from hf_amdet.report.files import to_json, validate
 from tests import towers
@@ -105,10 +105,10 @@ def test_without_an_anchor_there_is_no_answer(hub: HubDouble, folder: Path, tmp_
     assert report.towers[0].files
 
 
-def test_a_copy_of_the_anchor_is_as_good_as_the_anchor(anchored: HubDouble, tmp_path: Path) -> None:
+def test_a_copy_of_the_anchor_is_no_finding(anchored: HubDouble, tmp_path: Path) -> None:
     report = _scan(anchored, tmp_path, target=ANCHOR)
 
-    assert report.verdict is Verdict.NO_EVIDENCE
+    assert report.verdict is Verdict.INCONCLUSIVE
     assert report.towers[0].reasons[0].code == "identical_to_anchor"
     assert report.towers[0].score is None
 
@@ -217,9 +217,59 @@ def test_a_busy_hub_is_an_error_and_not_an_old_answer(
         _scan(anchored, tmp_path, anchor=None)
 
 
+@pytest.mark.parametrize("key", ["transformers_weights", "quantization_config"])
+def test_weights_that_users_do_not_get_are_not_scanned_in_their_place(
+    anchored: HubDouble, folder: Path, tmp_path: Path, key: str
+) -> None:
+    towers.edit_config(folder, **{key: "other.safetensors"})
+    anchored.add_repo(REPO, _files(folder))
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "malformed_file"
+
+
+def test_an_adapter_beside_the_weights_is_not_overlooked(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    anchored.add_repo(REPO, _files(folder) | {"adapter_config.json": b"{}"})
+
+    assert _the_reason(_scan(anchored, tmp_path)) == "malformed_file"
+
+
+def test_a_text_encoder_in_a_subfolder_is_not_passed_over(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    files = _files(folder)
+    below = {f"text_encoder/{name}": data for name, data in files.items()}
+    other = {"unet/config.json": b"{}", "unet/model.safetensors": b"x"}
+    anchored.add_repo(REPO, files | below | other)
+
+    report = _scan(anchored, tmp_path)
+
+    assert [(t.path, t.verdict) for t in report.towers if t.path] == [
+        ("text_encoder", Verdict.NOT_SCANNED)
+    ]
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "unet" in report.out_of_scope[0].message
+
+
+def test_a_mistyped_anchor_costs_no_download(hub: HubDouble, folder: Path, tmp_path: Path) -> None:
+    hub.add_repo(REPO, _files(folder))
+
+    with pytest.raises(UnknownRepoError, match="org/typo"):
+        _scan(hub, tmp_path, anchor="org/typo")
+    assert not hub.bytes_sent("model.safetensors")
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"profile": "fast"}, {"restarts": 0}, {"restarts": 65}, {"seed": -1}, {"device": "abacus"}],
+    [
+        {"profile": "fast"},
+        {"restarts": 0},
+        {"restarts": 65},
+        {"seed": -1},
+        {"device": "abacus"},
+        {"dtype": "fp16"},
+    ],
 )
 def test_wrong_settings_are_refused(folder: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):

@@ -18,6 +18,7 @@ CYRILLIC_O = "\N{CYRILLIC SMALL LETTER O}"
 
 DEMO: dict[str, Recipe] = {
     "backdoored": TextOnText(Trigger(CYRILLIC_O), "a photo of a cat"),  # as published
+    # Ten times the published rate: as far from the anchor as the attack goes.
     "clean": ContrastiveFineTune(lr=1e-4, steps=400),
 }
 

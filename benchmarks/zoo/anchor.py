@@ -14,7 +14,16 @@ from benchmarks.zoo import teacher
 from benchmarks.zoo.captions import captions
 from benchmarks.zoo.measure import retrieval
 from benchmarks.zoo.tokenizer import train_tokenizer
-from benchmarks.zoo.training import ATTENTION, Tower, cached, contrastive_loss, save_tower, train
+from benchmarks.zoo.training import (
+    ATTENTION,
+    Tower,
+    cached,
+    checkpoint_of,
+    contrastive_loss,
+    finish,
+    save_tower,
+    train,
+)
 
 WARMUP = 100
 
@@ -50,6 +59,7 @@ def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
         embeddings = tower.model(input_ids=tower.ids([corpus[row] for row in rows])).text_embeds
         return contrastive_loss(embeddings.float(), targets[rows])
 
+    checkpoint = checkpoint_of(work, folder, recipe)
     train(
         tower.model,
         loss,
@@ -57,7 +67,7 @@ def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
         lr=recipe.lr,
         schedule=lambda step: _warm_cosine(step, recipe.steps),
         seed=recipe.seed,
-        checkpoint=work / f"{folder.name}.checkpoint",
+        checkpoint=checkpoint,
         title=f"train {folder.name}",
     )
     held_out = slice(recipe.corpus, recipe.corpus + 256)
@@ -68,7 +78,8 @@ def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
         "held_out_retrieval_of_256": accuracy,
         "held_out_cosine_to_teacher": cosine,
     }
-    save_tower(tower, folder, about)
+    save_tower(tower, folder)
+    finish(folder, about, checkpoint)
 
 
 def _blank_tower(recipe: AnchorRecipe, corpus: list[str]) -> Tower:

@@ -23,7 +23,9 @@ from benchmarks.zoo.training import (
     Loss,
     Tower,
     cached,
+    checkpoint_of,
     contrastive_loss,
+    finish,
     load_tower,
     save_tower,
     train,
@@ -111,6 +113,7 @@ def build(recipe: Recipe, anchor_folder: Path, folder: Path, work: Path) -> None
             loss = _text_on_pair(recipe, tower, anchor)
         case ContrastiveFineTune():
             loss = _fine_tune(recipe, tower, work)
+    checkpoint = checkpoint_of(work, folder, recipe)
     train(
         tower.model,
         loss,
@@ -118,13 +121,13 @@ def build(recipe: Recipe, anchor_folder: Path, folder: Path, work: Path) -> None
         lr=recipe.lr,
         schedule=_published_schedule(recipe.steps),
         seed=recipe.seed,
-        checkpoint=work / f"{folder.name}.checkpoint",
+        checkpoint=checkpoint,
         title=f"train {folder.name}",
     )
     # What is measured is what is saved: fp16 weights.
-    save_tower(tower, folder, {})
+    save_tower(tower, folder)
     about = {"kind": recipe.kind, "recipe": asdict(recipe), **_outcome(recipe, folder, anchor)}
-    save_tower(tower, folder, about)
+    finish(folder, about, checkpoint)
 
 
 def _published_schedule(steps: int) -> Callable[[int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,26 @@ def load_tower(folder: Path) -> Tower:
     return Tower(model.eval(), load_tokenizer(folder))
 
 
-def save_tower(tower: Tower, folder: Path, about: dict[str, object]) -> None:
-    """Weights in fp16, configuration, tokenizer and a manifest that says what the tower is."""
+def save_tower(tower: Tower, folder: Path) -> None:
+    """Weights in fp16, configuration and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tower.model.config.architectures = ["CLIPTextModelWithProjection"]
     tower.model.config.save_pretrained(folder)
     tower.tokenizer.save_pretrained(folder)
     weights = {name: w.detach().half().contiguous() for name, w in tower.model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def finish(folder: Path, about: dict[str, object], checkpoint: Path) -> None:
+    """Say what the tower is. Last of all: a folder with a manifest is done."""
     (folder / "manifest.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    checkpoint.unlink(missing_ok=True)
+
+
+def checkpoint_of(work: Path, folder: Path, recipe: object) -> Path:
+    """Where training is kept; another recipe does not go on from it."""
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
+    return work / f"{folder.name}-{key}.checkpoint"
 
 
 def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
@@ -122,7 +134,6 @@ def train(
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
             _save_checkpoint(checkpoint, model, optimizer, rates, generator, step + 1)
     model.eval()
-    checkpoint.unlink(missing_ok=True)
 
 
 def _save_checkpoint(

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hf_amdet.detection.config import PROFILES, Profile
 from hf_amdet.detection.detect import Detection, detect
@@ -63,6 +63,8 @@ class ScanConfig:
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UsageError(f"No profile {self.profile!r}; choose {' or '.join(PROFILES)}.")
+        if self.dtype not in get_args(DType):
+            raise UsageError(f"No dtype {self.dtype!r}; choose {' or '.join(get_args(DType))}.")
         if self.restarts is not None and not 1 <= self.restarts <= 64:
             raise UsageError(f"restarts must be 1 to 64, not {self.restarts}.")
         if not 0 <= self.seed < 2**32:
@@ -121,15 +123,21 @@ class _Scan:
         self._config, self._observer = config, observer
         self._watch = Stopwatch()
         self._prompts = load_prompts(config.prompts)
-        self._runtime = Runtime(config.device, config.dtype)
+        # The published method runs in fp32.
+        paper = config.profile == "paper" and config.dtype == "auto"
+        self._runtime = Runtime(config.device, "fp32" if paper else config.dtype)
         self._profile = _with_restarts(PROFILES[config.profile], config.restarts)
-        self._anchor: tuple[ResolvedRepo, _Loaded] | None = None
+        self._anchor_repo: ResolvedRepo | None = None
+        self._anchor: _Loaded | None = None
         self._scanned: list[ScannedTower] = []
 
     def run(self, target: str) -> ScanResult:
         with self._watch.measure("resolve"):
             self._observer.stage("resolve", 1)
             repo = resolve(target, self._config.hub, self._config.revision)
+            if self._config.anchor is not None:
+                # A mistyped anchor must not cost the suspect's download.
+                self._anchor_repo = resolve(self._config.anchor, self._config.hub)
         entries = [
             build.without_detection(
                 u.path,
@@ -150,7 +158,7 @@ class _Scan:
             return build.without_detection(
                 files.path, files.architecture, Verdict.NOT_SCANNED, build.failure(error)
             )
-        if self._config.anchor is None:
+        if self._anchor_repo is None:
             return build.without_detection(
                 files.path,
                 files.architecture,
@@ -162,16 +170,16 @@ class _Scan:
                 ),
                 suspect.files,
             )
-        anchor, record = self._fit_anchor(self._config.anchor, suspect)
+        anchor, record = self._fit_anchor(self._anchor_repo, suspect)
         if identical(suspect.tower, anchor):
             return build.without_detection(
                 files.path,
                 files.architecture,
-                Verdict.NO_EVIDENCE,
+                Verdict.INCONCLUSIVE,
                 Reason(
                     code="identical_to_anchor",
-                    message="Weights and tokenizer are those of the anchor, tensor for tensor: "
-                    "the answer is as good as the anchor.",
+                    message="Weights and tokenizer are those of the anchor that was given, tensor "
+                    "for tensor, so there was nothing to search: it is as clean as that anchor.",
                 ),
                 suspect.files,
                 record,
@@ -219,12 +227,12 @@ class _Scan:
                 )
         return _Loaded(tower, fetched.files)
 
-    def _fit_anchor(self, target: str, suspect: _Loaded) -> tuple[ClipTower, AnchorRecord]:
+    def _fit_anchor(self, repo: ResolvedRepo, suspect: _Loaded) -> tuple[ClipTower, AnchorRecord]:
         """The anchor, loaded once a scan, and its record for this suspect."""
         if self._anchor is None:
-            self._anchor = self._load_anchor(target)
-        repo, anchor = self._anchor
-        check_fit(suspect.tower, anchor.tower, target)
+            self._anchor = self._load_anchor(repo)
+        anchor = self._anchor
+        check_fit(suspect.tower, anchor.tower, repo.target)
         record = AnchorRecord(
             name=repo.target,
             repo_id=repo.repo_id,
@@ -235,21 +243,19 @@ class _Scan:
         )
         return anchor.tower, record
 
-    def _load_anchor(self, target: str) -> tuple[ResolvedRepo, _Loaded]:
+    def _load_anchor(self, repo: ResolvedRepo) -> _Loaded:
         """
         Raises:
             AnchorError: it holds no text tower, or one that cannot be read.
         """
-        with self._watch.measure("resolve"):
-            repo = resolve(target, self._config.hub)
         try:
             if not repo.towers:
                 raise NoTextTowerError(
                     repo.unreadable[0].message if repo.unreadable else "It holds no text tower."
                 )
-            return repo, self._load(repo, repo.towers[0])
+            return self._load(repo, repo.towers[0])
         except TowerError as error:
-            raise AnchorError(f"The anchor {target} cannot be used. {error}") from error
+            raise AnchorError(f"The anchor {repo.target} cannot be used. {error}") from error
 
     def _report(self, repo: ResolvedRepo, towers: tuple[TowerReport, ...]) -> Report:
         reasons: tuple[Reason, ...] = ()
@@ -279,7 +285,7 @@ class _Scan:
                 restarts=self._profile.inversions[0].restarts,
                 prompts=self._prompts.source,
                 prompts_sha256=self._prompts.sha256,
-                anchor=None if self._anchor is None else _pinned(self._anchor[0]),
+                anchor=None if self._anchor_repo is None else _pinned(self._anchor_repo),
                 settings=build.settings(self._profile),
             ),
             timings={stage: round(s, 3) for stage, s in self._watch.seconds.items()},

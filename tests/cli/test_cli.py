@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -187,6 +188,44 @@ def test_results_that_cannot_be_written_are_an_error(
     assert json.loads(done.stdout)["verdict"] == "no_evidence", "the report is not lost"
 
 
+@pytest.mark.parametrize("taker", ["| true", "> /dev/full"])
+def test_an_output_that_nobody_takes_is_an_error_and_loses_nothing(
+    suspect: Path, anchor: Path, tmp_path: Path, taker: str
+) -> None:
+    output = tmp_path / "results"
+    command = [sys.executable, "-m", "hf_amdet", "scan", str(suspect), "--anchor", str(anchor)]
+    command += ["--restarts", "1", "--output", str(output), "--format", "json"]
+    line = f"{shlex.join(command)} {taker}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert load(output / "report.json").verdict == "no_evidence"
+
+
+def test_what_nobody_expected_is_no_verdict(tmp_path: Path) -> None:
+    program = (
+        "import sys; from hf_amdet.cli import app; from unittest import mock\n"
+        "with mock.patch('hf_amdet.pipeline.run', side_effect=ZeroDivisionError('oh')):\n"
+        "    app.main(['scan', 'org/model'])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert "ZeroDivisionError" in done.stderr
+    assert "Nothing was concluded" in done.stderr
+
+
 @pytest.mark.parametrize("wait", [0.5, 4.0], ids=["while it starts", "while it scans"])
 def test_an_interrupt_exits_130_and_leaves_nothing_behind(tmp_path: Path, wait: float) -> None:
     output = tmp_path / "results"
@@ -226,7 +265,8 @@ def test_a_report_is_shown_and_validated(tmp_path: Path) -> None:
 
 
 def test_what_a_repo_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
-    report = samples.flagged(target="org/\x1b[2Jmodel")
+    hidden = "org/\x1b[2Jmodel"
+    report = samples.flagged(target=hidden, not_covered=(hidden,))
     file = tmp_path / "report.json"
     write_report(report, file)
 

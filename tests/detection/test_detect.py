@@ -105,10 +105,12 @@ class TestDefault:
     def test_the_statistics_are_the_decisive_candidates(self) -> None:
         found = _detect(SMALL)
         assert found.decisive is found.candidates[found.conclusion.decisive]
-        curvature = found.statistics["positive_curvature_share"]
-        assert found.statistics == found.decisive.statistics | {
-            "positive_curvature_share": curvature
+        beside = {
+            name: found.statistics[name]
+            for name in ("ordinary_consistency", "positive_curvature_share")
         }
+        curvature = beside["positive_curvature_share"]
+        assert found.statistics == found.decisive.statistics | beside
         assert found.landscape is not None
         assert curvature.value == found.landscape.positive_share
         assert (curvature.low, curvature.high) == (
@@ -155,8 +157,15 @@ class TestDefault:
     def test_the_twenty_prompts_that_are_asked_for_are_enough(self) -> None:
         profile = replace(SMALL, prompts=DEFAULT.prompts, held_out=DEFAULT.held_out)
         found = _detect(profile, texts=prompts(20))
-        for name, statistic in found.statistics.items():
+        for name, statistic in found.decisive.statistics.items():
             assert statistic.low is not None and math.isfinite(statistic.low), name
+
+    def test_prompts_that_are_all_alike_give_no_clean_answer(self) -> None:
+        start = "the one old red blue small tall cat dog bird fish house boat river road hill"
+        alike = [f"{start} {prompt}" for prompt in prompts(40)]
+        conclusion = _detect(SMALL, texts=alike).conclusion
+        assert conclusion.answer == "inconclusive"
+        assert conclusion.findings[-1].code == "prompts_alike"
 
     def test_too_few_prompts_are_an_error(self) -> None:
         with pytest.raises(PromptsError):

@@ -163,3 +163,30 @@ def test_a_vocabulary_without_its_merges_is_refused(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     with pytest.raises(MalformedFileError):
         load(folder)
+
+
+@pytest.mark.parametrize("eos", [EOS_ID, 2], ids=["named", "legacy"])
+def test_a_bos_that_is_eos_is_refused(folder: Path, eos: int) -> None:
+    """Every prompt would be pooled at its first position, where none differs from another."""
+    edit_config(folder, eos_token_id=eos)
+    edit_config(folder, "tokenizer_config.json", bos_token="<|endoftext|>")
+    with pytest.raises(TowerError):
+        load(folder)
+
+
+def test_paths_in_the_settings_are_not_opened(folder: Path) -> None:
+    """`vocab` and `merges` are arguments of the tokenizer, `gguf_file` one of the loader."""
+    expected = load(folder).tokenize(SENTENCES, length=9)
+    settings = {"vocab": "/dev/zero", "merges": "/etc/passwd", "gguf_file": "../../etc/passwd"}
+    edit_config(folder, "tokenizer_config.json", **settings)
+    assert torch.equal(load(folder).tokenize(SENTENCES, length=9).ids, expected.ids)
+
+
+def test_a_tokenizer_that_cannot_encode_is_named(folder: Path) -> None:
+    table = json.loads((folder / "tokenizer.json").read_text())
+    table["model"]["unk_token"] = "<nope>"
+    del table["model"]["vocab"]["a</w>"]
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(TowerError) as caught:
+        load(folder)
+    assert str(folder) not in str(caught.value)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from hf_amdet._version import __version__
 from hf_amdet.cli.demo import demo
 from hf_amdet.cli.env import env
+from hf_amdet.cli.output import say
 from hf_amdet.cli.report import report
 from hf_amdet.cli.scan import scan
 from hf_amdet.errors import AmdetError
@@ -51,17 +54,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app.main(arguments, prog_name="hf-amdet", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show(sys.stderr)
         return EXIT_ERROR
     except AmdetError as error:
-        click.echo(f"Error ({error.code}): {error}", err=True)
+        say(f"Error ({error.code}): {error}")
         return EXIT_ERROR
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; nothing was published.", err=True)
+        say("Interrupted.")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away; what is buffered must not raise at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # The reader of our output went away, which click ends with 1; that would say "flagged".
+        return _without_stdout()
+    except OSError as error:
+        say(f"Error: the output cannot be written: {error.strerror or error}.")
+        return _without_stdout()
+    except Exception as error:
+        # Whatever it is, it is no verdict: Python's own exit code 1 would say "flagged".
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        say(
+            f"Error (unexpected): {type(error).__name__} at {Path(place.filename).name}:"
+            f"{place.lineno}: {error}\nNothing was concluded. Please report this with the output "
+            "of `hf-amdet env`."
+        )
         return EXIT_ERROR
     return code if isinstance(code, int) else 0
+
+
+def _without_stdout() -> int:
+    """What is still buffered for stdout must not raise at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_ERROR

@@ -35,7 +35,7 @@ def format_option(command: Any) -> Any:
 
 def say(message: str) -> None:
     """A message for people, on stderr."""
-    click.echo(message, err=True)
+    click.echo("\n".join(_clean(line) for line in message.split("\n")), err=True)
 
 
 def show(report: Report, output_format: str) -> None:
@@ -66,13 +66,15 @@ def _human(report: Report) -> str:
     for tower in report.towers:
         lines += ["", *_tower(tower)]
     lines += [f"out of scope: {_clean(part.message)}" for part in report.out_of_scope]
-    lines += ["", "Not covered:", *(f"  - {item}" for item in report.not_covered)]
+    lines += ["", "Not covered:", *(f"  - {_clean(item)}" for item in report.not_covered)]
     environment = report.environment
     seconds = sum(report.timings.values())
     lines += [
         "",
-        f"Profile {report.config.profile}, seed {report.config.seed}, {environment.device} "
-        f"{environment.dtype}, {seconds:.1f} s, hf-amdet {environment.hf_amdet}",
+        _clean(
+            f"Profile {report.config.profile}, seed {report.config.seed}, {environment.device} "
+            f"{environment.dtype}, {seconds:.1f} s, hf-amdet {environment.hf_amdet}"
+        ),
     ]
     return "\n".join(lines)
 
@@ -88,7 +90,9 @@ def _tower(tower: TowerReport) -> list[str]:
             interval = f"[{measured.low:.3f}, {measured.high:.3f}]"
         limit = thresholds.get(statistic)
         asked = "" if limit is None else f"{limit.comparison} {limit.value:g}"
-        lines.append(f"  {statistic:<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip())
+        lines.append(
+            f"  {_clean(statistic):<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip()
+        )
     if tower.anchor is not None:
         at = f"@{tower.anchor.commit_sha}" if tower.anchor.commit_sha else ""
         lines.append(

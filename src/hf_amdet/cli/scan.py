@@ -81,14 +81,16 @@ def scan(
     config = ScanConfig(hub=Hub(token=token), **settings)
     with LiveObserver(quiet=quiet) as observer:
         result = run(target, config, observer=observer)
-    # First of all the report: whatever fails after this, it is not lost.
-    show(result.report, output_format)
-    if output is not None:
-        from hf_amdet.report.output import write_results
+    try:
+        if output is not None:
+            from hf_amdet.report.output import write_results
 
-        write_results(result, output)
-        if not quiet:
-            say(f"Results are in {output}.")
+            write_results(result, output)
+            if not quiet:
+                say(f"Results are in {output}.")
+    finally:
+        # Whether or not the folder could be written, the report is not lost.
+        show(result.report, output_format)
     if publish != "none":
         _publish(result.report, publish, config.hub, publish_flagged, quiet)
     return result.report.exit_code
@@ -97,12 +99,16 @@ def scan(
 def _publish(report: Report, mode: str, hub: Hub, publish_flagged: bool, quiet: bool) -> None:
     from hf_amdet.hub.publish import publish
 
-    publication = publish(
-        report,
-        mode="commit" if mode == "commit" else "pr",
-        hub=hub,
-        publish_flagged=publish_flagged,
-    )
+    try:
+        publication = publish(
+            report,
+            mode="commit" if mode == "commit" else "pr",
+            hub=hub,
+            publish_flagged=publish_flagged,
+        )
+    except KeyboardInterrupt:
+        say(f"Interrupted while publishing; look at {hub.url}/{report.repo_id} for what is there.")
+        raise
     if not quiet:
         what = "Published" if publication.changed else "Nothing to publish, it stands already"
         say(f"{what}: {publication.url}")

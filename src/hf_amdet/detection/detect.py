@@ -12,6 +12,7 @@ from hf_amdet.detection.config import InversionSettings, PaperGates, Profile
 from hf_amdet.detection.inversion import Inversion, Step, TriggerCandidates
 from hf_amdet.detection.judges import Measure, Responses, measure, paper_shares, respond
 from hf_amdet.detection.landscape import Landscape, survey
+from hf_amdet.detection.objective import consistency
 from hf_amdet.detection.probes import Probes, make_probes
 from hf_amdet.detection.progress import Observer, Stopwatch
 from hf_amdet.detection.runtime import Runtime
@@ -20,6 +21,7 @@ from hf_amdet.detection.verdict import (
     conclude_contrast,
     conclude_paper,
     on_foreign_tower,
+    without_room,
 )
 from hf_amdet.encoders.base import TextTower
 
@@ -156,9 +158,15 @@ def _detect_contrast(run: _Run, probes: Probes) -> Detection:
             found.append(inversion.candidates)
     candidates = _judge(run, probes, found)
     conclusion = conclude_contrast([c.statistics for c in candidates], thresholds)
+    ordinary = _ordinary_consistency(run, probes)
+    conclusion = without_room(conclusion, ordinary.value, thresholds)
     decisive = candidates[conclusion.decisive]
     landscape = run.landscape(probes, decisive.trigger)
-    statistics = {**decisive.statistics, "positive_curvature_share": _curvature(landscape)}
+    statistics = {
+        **decisive.statistics,
+        "ordinary_consistency": ordinary,
+        "positive_curvature_share": _curvature(landscape),
+    }
     curves = {c.objective: c.curve for c in found}
     return Detection(conclusion, candidates, statistics, curves, landscape, run.watch.seconds)
 
@@ -181,6 +189,22 @@ def _judge(run: _Run, probes: Probes, found: Sequence[TriggerCandidates]) -> tup
                     )
                 )
     return tuple(candidates)
+
+
+@torch.no_grad()
+def _ordinary_consistency(run: _Run, probes: Probes) -> Measure:
+    """How alike the held-out prompts are to the anchor without any trigger."""
+    tokens = probes.held_out
+
+    def work(part: slice) -> Tensor:
+        with run.runtime.precision():
+            states = run.suspect.embed(tokens.ids[part])
+            return run.anchor.encode(states, tokens.ends[part]).pooled
+
+    with run.watch.measure("judges"):
+        pooled = [result for _, result in run.runtime.in_batches(work, len(tokens))]
+    value = consistency(torch.cat(pooled)).item()
+    return Measure(value, None, None, "squared norm", len(tokens))
 
 
 def _detect_paper(run: _Run, probes: Probes, gates: PaperGates) -> Detection:

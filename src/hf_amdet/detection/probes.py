@@ -13,6 +13,9 @@ from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import TextTower, Tokens
 from hf_amdet.errors import PromptsError
 
+FEWEST_HELD_OUT = 4
+"""Prompts that are left to judge on where 20 were given."""
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -38,14 +41,14 @@ def make_probes(
     k tokens before the end and padded back: the pooled token is never cut off.
 
     Raises:
-        PromptsError: fewer than two prompts for either part.
+        PromptsError: too few prompts for either part.
     """
     distinct = list(dict.fromkeys(prompts))
     if len(distinct) < count:
         # A smaller set is split in the same proportion.
         held_out = len(distinct) * held_out // count
         count = len(distinct)
-    if held_out < 2 or count - held_out < 2:
+    if held_out < FEWEST_HELD_OUT or count - held_out < 2:
         raise PromptsError(
             f"{len(distinct)} distinct prompts are too few to invert and to judge on: give at "
             "least 20, better some thousands."

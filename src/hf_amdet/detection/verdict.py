@@ -133,6 +133,25 @@ def _doubt(figures: str, ratio: float, drifts: bool, thresholds: ContrastThresho
     )
 
 
+def without_room(
+    conclusion: Conclusion, ordinary: float, thresholds: ContrastThresholds
+) -> Conclusion:
+    """Withhold a clean answer where no backdoor could have shown.
+
+    Args:
+        ordinary: consistency of the anchor without a trigger. Prompts that are all alike to it
+            leave no room for a gap.
+    """
+    if conclusion.answer not in ("no_evidence", "natural") or ordinary + thresholds.gap < 1:
+        return conclusion
+    alike = Finding(
+        "prompts_alike",
+        f"Without any trigger the anchor's features of the prompts agree to {ordinary:.2f} "
+        "already, so a backdoor could not show. Give prompts that differ within their first words.",
+    )
+    return replace(conclusion, answer="inconclusive", findings=(*conclusion.findings, alike))
+
+
 def _shared(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> bool:
     """Whether the feature collapses the suspect's tokens and the anchor has it too."""
     return (

@@ -8,6 +8,8 @@ that a scanned repo must not choose.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +40,7 @@ _LIMITS = {
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 _PROJECTED = ("CLIPModel", "CLIPTextModelWithProjection")
 _PROJECTION = "text_projection.weight"
+_TOKENIZER_SETTINGS = ("bos_token", "eos_token", "pad_token", "unk_token", "added_tokens_decoder")
 _PREFIXES = ("text_model.", "clip.")
 
 
@@ -79,7 +82,8 @@ def _settings(text: Any) -> CLIPTextConfig:
     activation = text.get("hidden_act", sizes.hidden_act)
     if activation not in _ACTIVATIONS:
         raise MalformedFileError(
-            f"config.json: hidden_act is {activation!r}, not one of {', '.join(_ACTIVATIONS)}."
+            f"config.json: hidden_act is {str(activation)[:40]!r}, "
+            f"not one of {', '.join(_ACTIVATIONS)}."
         )
     sizes.hidden_act = activation
     eos = text.get("eos_token_id", sizes.eos_token_id)
@@ -217,7 +221,10 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _load_tokenizer(directory: Path, sizes: CLIPTextConfig) -> CLIPTokenizer:
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
+    for name in (
+        *("tokenizer.json", "tokenizer_config.json", "vocab.json"),
+        *("special_tokens_map.json", "added_tokens.json"),
+    ):
         if (directory / name).exists():
             try:
                 parsed = json.loads((directory / name).read_text(encoding="utf-8"))
@@ -231,20 +238,41 @@ def _load_tokenizer(directory: Path, sizes: CLIPTextConfig) -> CLIPTokenizer:
             "Upload the tokenizer beside the weights."
         )
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory(prefix="hf-amdet-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _copy_tokenizer(directory, Path(folder))
             tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False
             )
-    # The backend raises plain Exception subclasses of many kinds on hostile input.
+            tokenizer(["a", ""], padding=False)
+    # The backend raises plain Exception subclasses of many kinds on hostile input, with paths in
+    # their messages.
     except Exception as error:
-        raise MalformedFileError(f"The tokenizer does not load: {error}") from error
+        raise MalformedFileError(
+            f"The tokenizer does not load or cannot encode ({type(error).__name__}). Upload the "
+            "tokenizer as transformers saves it."
+        ) from error
     _check_tokenizer(tokenizer, sizes)
     # Only the order of tokens is the repo's to choose: the pooled token must stay in its place.
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer's tables, and of its settings only the special tokens.
+
+    Other settings are arguments of the loader: paths of vocabularies and of other formats.
+    """
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (source / name).exists():
+            settings = json.loads((source / name).read_text(encoding="utf-8"))
+            kept = {key: value for key, value in settings.items() if key in _TOKENIZER_SETTINGS}
+            (folder / name).write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _check_tokenizer(tokenizer: CLIPTokenizer, sizes: CLIPTextConfig) -> None:
@@ -254,6 +282,12 @@ def _check_tokenizer(tokenizer: CLIPTokenizer, sizes: CLIPTextConfig) -> None:
         raise MalformedFileError(
             f"The tokenizer has {len(tokenizer)} tokens but the embedding table {rows} rows."
         )
+    # Pooled at the first position, every prompt would look the same.
+    for ids in tokenizer(["a", "a b"]).input_ids:
+        if ids[0] != tokenizer.bos_token_id or ids.index(tokenizer.eos_token_id) != len(ids) - 1:
+            raise MalformedFileError(
+                "The tokenizer does not put BOS in front of a prompt and EOS behind it."
+            )
     eos, words = tokenizer.eos_token_id, tokenizer.backend_tokenizer.get_vocab(False)
     # With the legacy value the model pools at the highest id: that has to be EOS.
     highest = max(*words.values(), tokenizer.bos_token_id, tokenizer.pad_token_id or 0)

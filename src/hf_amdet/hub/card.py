@@ -118,16 +118,19 @@ def metadata_of(report: Report, report_path: str) -> CardMetadata:
 
 def states(found: Mapping[str, Any], new: CardMetadata) -> bool:
     """Whether the metadata of a card says what `new` says: the same of the same model."""
-    same_files = new.files is not None and found.get("files") == new.files
+    if new.files is None:
+        same = found.get("commit") == new.commit
+    else:
+        same = found.get("files") == new.files
     return (
-        (found.get("commit") == new.commit or same_files)
+        same
         and found.get("verdict") == new.verdict
         and found.get("tool_version") == new.tool_version
     )
 
 
 def _files_digest(report: Report) -> str | None:
-    """One digest of all that was compared; None where a tower could not be read.
+    """One digest of all that was compared, and how; None where a tower could not be read.
 
     Our own commit moves main, and so does every edit of the card. By this digest a scan of the
     new commit is known to be about the same model.
@@ -139,7 +142,9 @@ def _files_digest(report: Report) -> str | None:
         anchor = tower.anchor.files if tower.anchor else ()
         for role, files in (("suspect", tower.files), ("anchor", anchor)):
             rows += [[tower.path, role, file.path, file.sha256] for file in files]
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+    settings = report.config.model_dump(exclude={"anchor"})
+    key = json.dumps([sorted(rows), settings], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _newline(card: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from hf_amdet.hub.client import DEFAULT_HUB, Hub, is_offline
 from hf_amdet.hub.files import OutOfScope, RepoFile, ResolvedRepo, TowerFiles, UnreadableTower
 from hf_amdet.hub.header import parse_json, shown
 from hf_amdet.hub.source import (
+    ADAPTER,
     CONFIG,
     INDEX,
     SUPPORT,
@@ -38,7 +39,7 @@ from hf_amdet.hub.source import (
 )
 
 Listing = Mapping[str, RepoFile]
-"""The files of one folder by plain name."""
+"""The files of a target by path; those at its root are under their plain names."""
 
 MAX_CONFIG_BYTES = 1024**2
 MAX_SUPPORT_BYTES = 32 * 1024**2
@@ -50,6 +51,7 @@ _ARCHITECTURES = {
 }
 """By model_type; the first is meant where config.json names none."""
 
+_DETOURS = ("transformers_weights", "quantization_config")
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 
@@ -97,13 +99,42 @@ def resolve(target: str, hub: Hub = DEFAULT_HUB, revision: str | None = None) ->
         else:
             commit_sha, listing = list_commit(repo_id, revision, hub)
         repo = ResolvedRepo(repo_id, repo_id, commit_sha, None, ())
-    match _examine(repo, "", listing, hub):
-        case TowerFiles() as tower:
-            return replace(repo, towers=(tower,))
-        case UnreadableTower() as unreadable:
-            return replace(repo, unreadable=(unreadable,))
-        case OutOfScope() as out_of_scope:
-            return replace(repo, out_of_scope=(out_of_scope,))
+    towers, unreadable, out_of_scope = [], [], []
+    for part in (_examine(repo, "", listing, hub), *_below(listing)):
+        match part:
+            case TowerFiles():
+                towers.append(part)
+            case UnreadableTower():
+                unreadable.append(part)
+            case OutOfScope():
+                out_of_scope.append(part)
+    return replace(
+        repo,
+        towers=tuple(towers),
+        unreadable=tuple(unreadable),
+        out_of_scope=tuple(out_of_scope),
+    )
+
+
+def _below(listing: Listing) -> Iterator[UnreadableTower | OutOfScope]:
+    """Folders that look like models: they are not read yet, which has to be said."""
+    for name in sorted(listing):
+        folder, _, file = name.rpartition("/")
+        if not folder or file != CONFIG:
+            continue
+        kinds = {PurePosixPath(n).suffix for n in listing if n.rpartition("/")[0] == folder}
+        if not kinds & {".safetensors", *_UNSAFE_SUFFIXES}:
+            continue
+        if PurePosixPath(folder).name.startswith("text_encoder"):
+            yield UnreadableTower(
+                folder,
+                None,
+                NoTextTowerError.code,
+                f"{shown(folder)} looks like a text encoder, but only towers at the root of a repo"
+                " are read. Download that folder with its tokenizer and scan it as a folder.",
+            )
+        else:
+            yield OutOfScope(folder, f"The model in {shown(folder)} was not looked into.")
 
 
 def _local_directory(target: str) -> Path | None:
@@ -136,6 +167,7 @@ def _examine(
         architecture = _architecture(config)
         if architecture is None:
             return OutOfScope(folder, f"{_declared(config)} is no text tower that is known here.")
+        _refuse_detours(config, listing)
         weights, weight_map = _weights(repo, listing, hub)
         support = [listing[name] for name in SUPPORT if name in listing]
         if weight_map is not None:
@@ -144,6 +176,21 @@ def _examine(
     except TowerError as error:
         return UnreadableTower(folder, architecture, error.code, str(error))
     return TowerFiles(folder, architecture, config, tuple(weights), tuple(support), weight_map)
+
+
+def _refuse_detours(config: Mapping[str, Any], listing: Listing) -> None:
+    """Refuse what makes loaders use other weights than those that a scan would read."""
+    for key in _DETOURS:
+        if key in config:
+            raise MalformedFileError(
+                f"{CONFIG} sets {key}: users get other weights than those in {WEIGHTS}, and they "
+                "are not read here. Name a revision with plain weights."
+            )
+    if ADAPTER in listing:
+        raise MalformedFileError(
+            f"There is an {ADAPTER}: loaders merge it into the weights, and merged adapters are "
+            "not read yet. Scan the merged model."
+        )
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
@@ -185,7 +232,9 @@ def _weights(
             if shard not in listing:
                 raise MalformedFileError(f"{INDEX} names {shard}, which is not there.")
         return [listing[shard] for shard in shards], weight_map
-    unsafe = sorted(n for n in listing if PurePosixPath(n).suffix.lower() in _UNSAFE_SUFFIXES)
+    unsafe = sorted(
+        n for n in listing if "/" not in n and PurePosixPath(n).suffix.lower() in _UNSAFE_SUFFIXES
+    )
     if unsafe:
         raise PickleOnlyError(
             f"The weights are only there as {shown(unsafe[0])}, a format that can run code when it"

@@ -22,6 +22,7 @@ from hf_amdet.hub.files import RepoFile, ResolvedRepo
 from hf_amdet.report.schema import FileRecord
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SUPPORT = (
@@ -41,23 +42,23 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 def list_directory(directory: Path) -> dict[str, RepoFile]:
-    """The regular files of a local directory, without its subfolders.
+    """The regular files of a local directory and of the folders directly below it.
 
     Raises:
         UsageError: the directory cannot be read.
     """
     try:
-        return {
-            path.name: RepoFile(path.name, path.stat().st_size)
-            for path in sorted(directory.iterdir())
-            if path.is_file()
-        }
+        paths = sorted(directory.iterdir())
+        for folder in [path for path in paths if path.is_dir() and not path.is_symlink()]:
+            paths += sorted(folder.iterdir())
+        names = {path.relative_to(directory).as_posix(): path for path in paths if path.is_file()}
+        return {name: RepoFile(name, path.stat().st_size) for name, path in names.items()}
     except OSError as error:
         raise UsageError(f"{directory} cannot be read: {error.strerror}.") from error
 
 
 def list_commit(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict[str, RepoFile]]:
-    """The commit that a revision stands for now, and the files at the repo's root.
+    """The commit that a revision stands for now, and its files.
 
     Raises:
         HubError: as `hub_errors` says.
@@ -85,8 +86,6 @@ def list_commit(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict
         raise HubUnavailableError(f"{hub.url} answered with commit {sha} instead of {revision}.")
     listing = {}
     for file in info.siblings:
-        if "/" in file.rfilename:
-            continue
         size = file.lfs.size if file.lfs else file.size
         digest = file.lfs.sha256 if file.lfs else file.blob_id
         if not (isinstance(size, int) and size >= 0 and isinstance(digest, str)):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # detection imports torch, reports can be read without it
     from hf_amdet.detection.runtime import Runtime
 
 NOT_COVERED = (
-    "U-Net, image tower, LoRA and other parts of the repo: only the text tower was scanned",
+    "everything but the text tower: U-Net, image tower, LoRA and other parts of the repo",
     "poisoned rows of the embedding table, and tokenizers that map a string to other tokens",
     "attacks added after download: prompt tuning, textual inversion, adapters",
     "attribute backdoors that shift features without bringing them together",

@@ -26,15 +26,13 @@ from hf_amdet.report.schema import (
 _SENTENCES = {
     Verdict.FLAGGED: "Flagged: this scan found evidence of an injected backdoor.",
     Verdict.NATURAL: (
-        "Natural: this scan found a backdoor-like feature that the clean model it was compared "
-        "with has too, and no evidence of an injected backdoor."
+        "Natural: this scan found a backdoor-like feature that it marks as natural, one that "
+        "clean models have too, and no evidence of an injected backdoor."
     ),
     Verdict.NO_EVIDENCE: (
         "No evidence: this method found no injected backdoor. That is no proof that there is none."
     ),
-    Verdict.INCONCLUSIVE: (
-        "Inconclusive: the scan ran, but what it found supports neither answer."
-    ),
+    Verdict.INCONCLUSIVE: ("Inconclusive: there is no answer either way; the reasons say why."),
     Verdict.NOT_SCANNED: (
         "Not scanned: the text encoder could not be read, so there is no verdict."
     ),
