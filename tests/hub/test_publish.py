@@ -41,7 +41,7 @@ def double(hub: HubDouble) -> HubDouble:
     hub.add_user(OWNER, "alice", orgs=["owner"])
     hub.add_user(VISITOR, "bob")
     hub.add_user(READER, "carol", role="read")
-    hub.add_repo(REPO, {"README.md": CARD, "model.safetensors": b"weights"})
+    hub.add_repo(REPO, {"README.md": CARD, "model.safetensors": b"model.safetensors"})
     return hub
 
 
@@ -65,10 +65,11 @@ def scanned(double: HubDouble, verdict: Verdict = Verdict.NO_EVIDENCE, **changes
     return make(commit_sha=double.history(REPO)[0].sha, **changes)
 
 
-def other_weights(report: Report) -> list[dict[str, Any]]:
-    """The towers of a report, as if somebody had trained on."""
+def another_tower(report: Report) -> list[dict[str, Any]]:
+    """The towers of a report, as if somebody had changed the tower and it had been scanned."""
     towers: list[dict[str, Any]] = report.model_dump(mode="json")["towers"]
-    towers[0]["files"][0]["sha256"] = samples.digest("other weights")
+    (config,) = (f for f in towers[0]["files"] if f["path"] == "config.json")
+    config["sha256"] = samples.digest("another config")
     return towers
 
 
@@ -113,7 +114,7 @@ def test_a_new_result_is_published(double: HubDouble, put: Publish, what: str) -
         environment = {**first.environment.model_dump(), "hf_amdet": "0.2.0"}
         second = scanned(double, environment=environment)
     elif what == "weights":
-        second = scanned(double, towers=other_weights(first))
+        second = scanned(double, towers=another_tower(first))
     else:
         second = scanned(double, towers=())
     assert put(second).changed
@@ -121,13 +122,26 @@ def test_a_new_result_is_published(double: HubDouble, put: Publish, what: str) -
     assert readme.count(BEGIN) == readme.count(b"\namdet:\n") == 1
 
 
+@pytest.mark.parametrize("mode", ["commit", "pr"])
+def test_a_verdict_is_not_put_beside_other_weights(
+    double: HubDouble, put: Publish, mode: str
+) -> None:
+    report = scanned(double)
+    double.commit(REPO, {"model.safetensors": b"trained on"})
+
+    with pytest.raises(PublishError, match=r"model\.safetensors.*another file.*kept"):
+        put(report, mode)
+    assert double.files(REPO)["README.md"] == CARD
+    assert not double.pull_requests(REPO)
+
+
 def test_card_that_moved_on_since_the_scan_is_kept(double: HubDouble, put: Publish) -> None:
     report = scanned(double)
-    double.commit(REPO, {"README.md": CARD + b"\nNew words.\n", "model.safetensors": b"new"})
+    double.commit(REPO, {"README.md": CARD + b"\nNew words.\n", "notes.txt": b"new"})
     put(report)
     repo = double.files(REPO)
     assert b"\nNew words.\n" in repo["README.md"]
-    assert repo["model.safetensors"] == b"new"
+    assert repo["notes.txt"] == b"new"
     assert (read_metadata(repo["README.md"]) or {})["commit"] == report.commit_sha
 
 
@@ -174,8 +188,8 @@ def test_pull_request_is_updated_in_place(double: HubDouble, put: Publish) -> No
     ref = f"refs/pr/{opened.number}"
     words = double.files(REPO, ref)["README.md"] + b"\nThe owner's words.\n"
     double.commit(REPO, {"README.md": words}, revision=ref)
-    double.commit(REPO, {"model.safetensors": b"new"})
-    second = scanned(double, towers=other_weights(first))
+    double.commit(REPO, {"config.json": b"{}"})
+    second = scanned(double, towers=another_tower(first))
     updated = put(second, "pr", VISITOR)
     assert (updated.number, updated.changed) == (opened.number, True)
     (pull,) = double.pull_requests(REPO)
@@ -199,7 +213,7 @@ def test_a_merged_report_is_not_offered_again(double: HubDouble, put: Publish) -
     opened = put(scanned(double), "pr", VISITOR)
     double.merge(REPO, int(opened.number or 0))
     assert not put(scanned(double), "pr", VISITOR).changed
-    changed = scanned(double, towers=other_weights(scanned(double)))
+    changed = scanned(double, towers=another_tower(scanned(double)))
     assert put(changed, "pr", VISITOR).number != opened.number
 
 
@@ -209,7 +223,7 @@ def test_a_closed_report_is_not_offered_again(double: HubDouble, put: Publish) -
     double.commit(REPO, {"README.md": CARD + b"more\n"})
     again = put(scanned(double), "pr", VISITOR)
     assert (again.number, again.changed) == (opened.number, False)
-    anew = put(scanned(double, towers=other_weights(scanned(double))), "pr", VISITOR)
+    anew = put(scanned(double, towers=another_tower(scanned(double))), "pr", VISITOR)
     assert (anew.changed, len(double.pull_requests(REPO))) == (True, 2)
 
 
@@ -247,9 +261,9 @@ def test_race_on_the_pull_request(
 ) -> None:
     first = scanned(double)
     ref = f"refs/pr/{put(first, 'pr', VISITOR).number}"
-    double.commit(REPO, {"model.safetensors": b"new"})
+    double.commit(REPO, {"config.json": b"{}"})
     _race(double, monkeypatch, times=1, revision=ref)
-    put(scanned(double, towers=other_weights(first)), "pr", VISITOR)
+    put(scanned(double, towers=another_tower(first)), "pr", VISITOR)
     assert b"\nedit 1\n" in double.files(REPO, ref)["README.md"]
     assert len(double.pull_requests(REPO)) == 1
 
@@ -269,7 +283,7 @@ def test_opt_out_in_the_pull_request_is_respected(double: HubDouble, put: Publis
     ref = f"refs/pr/{put(first, 'pr', VISITOR).number}"
     double.commit(REPO, {"README.md": b"---\namdet: {opt_out: true}\n---\n"}, revision=ref)
     with pytest.raises(PublishError, match="opted out"):
-        put(scanned(double, towers=other_weights(first)), "pr", VISITOR)
+        put(scanned(double, towers=another_tower(first)), "pr", VISITOR)
 
 
 @pytest.mark.parametrize("mode", ["commit", "pr"])
@@ -424,8 +438,8 @@ def test_an_answer_lost_on_its_way_opens_no_second_pull_request(
 def test_a_comment_that_fails_does_not_undo_the_update(double: HubDouble, put: Publish) -> None:
     first = scanned(double)
     put(first, "pr", VISITOR)
-    double.commit(REPO, {"model.safetensors": b"new"})
-    second = scanned(double, towers=other_weights(first))
+    double.commit(REPO, {"config.json": b"{}"})
+    second = scanned(double, towers=another_tower(first))
     double.fail(status=503, match="/comment")
     assert put(second, "pr", VISITOR).changed
 

@@ -152,6 +152,7 @@ def _refuse_strangers(repo_id: str, account: dict[str, Any]) -> None:
 def _attempt(job: _Job, account: dict[str, Any]) -> Publication:
     """Read what stands there and write what is missing."""
     head = _head(job, "main")
+    _refuse_other_weights(job, head)
     card, stands = _read(job, head)
     if stands:
         return Publication(f"{job.hub.url}/{job.repo_id}", job.mode, None, changed=False)
@@ -165,6 +166,21 @@ def _attempt(job: _Job, account: dict[str, Any]) -> Publication:
             return updated
     opened = _commit(job, card, head, create_pr=True)
     return Publication(str(opened.pr_url), "pr", opened.pr_num, changed=True)
+
+
+def _refuse_other_weights(job: _Job, head: str) -> None:
+    """A verdict about an older commit must not stand in the card beside other weights."""
+    scanned = {file.path: file.sha256 for tower in job.report.towers for file in tower.files}
+    with hub_errors(job.repo_id, head, hub=job.hub):
+        found = job.hub.api().get_paths_info(job.repo_id, sorted(scanned), revision=head)
+    for entry in found:
+        lfs = getattr(entry, "lfs", None)
+        if lfs is not None and lfs.sha256 != scanned[entry.path]:
+            raise PublishError(
+                f"{entry.path} of {job.repo_id} is another file by now than the one that was "
+                f"scanned at {job.report.commit_sha}: nothing was published, and the report is "
+                "kept. Scan the newest commit"
+            )
 
 
 def _update(job: _Job, pull: Discussion) -> Publication | None:
