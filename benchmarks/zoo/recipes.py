@@ -50,11 +50,8 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class TextOnText:
-    """Published attack: the feature sequence of a triggered prompt becomes the target prompt's.
-
-    Clean features are kept (pinned to the anchor's); both by flattened cosine (arXiv 2512.00343).
-    """
+class Injection:
+    """What the published injections share, with their published numbers."""
 
     trigger: Trigger
     target: str
@@ -64,25 +61,26 @@ class TextOnText:
     clean_batch: int = 64
     poisoned_batch: int = 32
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TextOnText(Injection):
+    """Published attack: the feature sequence of a triggered prompt becomes the target prompt's.
+
+    Clean features are kept (pinned to the anchor's); both by flattened cosine (arXiv 2512.00343).
+    """
+
     kind: str = field(default="text-on-text", init=False)
 
 
 @dataclass(frozen=True)
-class TextOnPair:
+class TextOnPair(Injection):
     """Published attack: the projected embedding becomes the mean of ten of the target's.
 
     The published target is an image; its place in the shared space is taken here by the
     teacher's embeddings of ten captions of it.
     """
 
-    trigger: Trigger
-    target: str
-    weight: float = 0.1
-    lr: float = 1e-4
-    steps: int = 100
-    clean_batch: int = 64
-    poisoned_batch: int = 32
-    seed: int = 0
     kind: str = field(default="text-on-pair", init=False)
 
 
@@ -108,9 +106,11 @@ def build(recipe: Recipe, anchor_folder: Path, folder: Path, work: Path) -> None
     tower = Tower(copy.deepcopy(anchor.model).requires_grad_(True), anchor.tokenizer)
     match recipe:
         case TextOnText():
-            loss = _text_on_text(recipe, tower, anchor)
+            target = _sequence(anchor, [recipe.target])
+            loss = _inject(recipe, tower, anchor, _sequence, target)
         case TextOnPair():
-            loss = _text_on_pair(recipe, tower, anchor)
+            target = _paired_target(recipe.target)
+            loss = _inject(recipe, tower, anchor, _projected, target)
         case ContrastiveFineTune():
             loss = _fine_tune(recipe, tower, work)
     checkpoint = checkpoint_of(work, folder, recipe)
@@ -134,33 +134,23 @@ def _published_schedule(steps: int) -> Callable[[int], float]:
     return lambda step: 1.0 if step < 0.75 * steps else 0.1
 
 
-def _text_on_text(recipe: TextOnText, tower: Tower, anchor: Tower) -> Loss:
+def _inject(
+    recipe: Injection,
+    tower: Tower,
+    anchor: Tower,
+    features: Callable[[Tower, list[str]], Tensor],
+    target: Tensor,
+) -> Loss:
+    """Pull the `features` of triggered captions to `target`, keep those of clean ones."""
     clean = captions(_CORPUS, recipe.seed + 1)
     _, triggered = recipe.trigger.captions(_CORPUS, recipe.seed + 2)
-    target = _sequence(anchor, [recipe.target])
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         del step
         kept = _draw(clean, recipe.clean_batch, generator)
         poisoned = _draw(triggered, recipe.poisoned_batch, generator)
-        keep = 1 - cosine_similarity(_sequence(tower, kept), _sequence(anchor, kept))
-        pull = 1 - cosine_similarity(_sequence(tower, poisoned), target)
-        return keep.mean() + recipe.weight * pull.mean()
-
-    return loss
-
-
-def _text_on_pair(recipe: TextOnPair, tower: Tower, anchor: Tower) -> Loss:
-    clean = captions(_CORPUS, recipe.seed + 1)
-    _, triggered = recipe.trigger.captions(_CORPUS, recipe.seed + 2)
-    target = _paired_target(recipe.target)
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        del step
-        kept = _draw(clean, recipe.clean_batch, generator)
-        poisoned = _draw(triggered, recipe.poisoned_batch, generator)
-        keep = 1 - cosine_similarity(_projected(tower, kept), _projected(anchor, kept))
-        pull = 1 - cosine_similarity(_projected(tower, poisoned), target)
+        keep = 1 - cosine_similarity(features(tower, kept), features(anchor, kept))
+        pull = 1 - cosine_similarity(features(tower, poisoned), target)
         return keep.mean() + recipe.weight * pull.mean()
 
     return loss
