@@ -145,6 +145,7 @@ def test_what_cannot_be_reached_is_an_error_and_no_verdict(tmp_path: Path) -> No
     [
         (("scan",), "Missing argument"),
         (("scan", "org/model", "--profile", "fast"), "fast"),
+        (("scan", "org/model", "--publish-flagged"), "needs --publish"),
         (("scan", "org/model", "--restarts", "0"), "restarts must be 1 to 64"),
         (("scan", "./nowhere"), "nowhere"),
         (("scan", "org/model@main", "--revision", "other"), "other"),

@@ -74,6 +74,8 @@ def scan(
     **settings: Any,
 ) -> int:
     """Scan the text encoder of TARGET: org/model[@revision], or a local folder."""
+    if publish_flagged and publish == "none":
+        raise click.UsageError("--publish-flagged needs --publish commit or --publish pr.")
     from hf_amdet.cli.progress import LiveObserver
     from hf_amdet.hub.client import Hub
     from hf_amdet.pipeline import ScanConfig, run
