@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # torch's threads wait for each other by spinning. Beside one other busy process on two cores
-    # a scan of a small tower took over 20 times as long as with this bound on it.
+    # torch's threads wait for each other by spinning. Beside one busy process on two cores a scan
+    # of a small tower was not done after 120 s; with this bound it took about 20.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.exit(_run(arguments))
 
