@@ -28,6 +28,8 @@ from transformers import (
 
 from hf_amdet.encoders.clip import ClipTower
 from hf_amdet.encoders.loading import load_tower
+from hf_amdet.encoders.names import Dialect
+from hf_amdet.encoders.tower import ModelTower
 
 WIDTH, LAYERS, HEADS, CONTEXT, PROJECTED = 32, 2, 4, 20, 16
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -42,6 +44,9 @@ Layout = Literal["flat", "prefixed", "projected", "full"]
 LAYOUTS: tuple[Layout, ...] = ("flat", "prefixed", "projected", "full")
 """Bare `CLIPTextModel`; the same under `text_model.` with the old `position_ids` buffer;
 `CLIPTextModelWithProjection`; `CLIPModel` with its vision tensors."""
+
+Projection = Literal["matrix", "linear", "absent"]
+"""How an OpenCLIP checkpoint holds the projection: `[D, P]`, as a layer's `[P, D]`, not at all."""
 
 
 def make_tokenizer() -> CLIPTokenizer:
@@ -93,21 +98,26 @@ def make_config(**changes: Any) -> CLIPTextConfig:
 def make_model(seed: int = 0, *, drift: float = 0.0, **changes: Any) -> CLIPTextModel:
     """Random weights whose pooled features depend on the prompt, `drift` times 100 % off."""
     model = CLIPTextModel(make_config(**changes))
-    generator, other = (torch.Generator().manual_seed(seed + n) for n in (0, 1_000))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "embedding" in name:
-                # Positions matter less than words, as in trained towers.
-                weight.copy_(noise * (0.2 if "position" in name else 1.0))
-            elif weight.dim() == 2:
-                weight.copy_(noise * 1.5 / weight.shape[1] ** 0.5)
-            else:
-                weight.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
-            if drift:
-                weight.mul_(1 + drift * torch.randn(weight.shape, generator=other))
+    fill(model, seed, drift)
     model.eval()
     return model
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int, drift: float = 0.0) -> None:
+    """Random weights, the same for models with the same names and shapes."""
+    generator, other = (torch.Generator().manual_seed(seed + n) for n in (0, 1_000))
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if "embedding" in name:
+            # Positions matter less than words, as in trained towers.
+            weight.copy_(noise * (0.2 if "position" in name else 1.0))
+        elif weight.dim() == 2:
+            weight.copy_(noise * 1.5 / weight.shape[1] ** 0.5)
+        else:
+            weight.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
+        if drift:
+            weight.mul_(1 + drift * torch.randn(weight.shape, generator=other))
 
 
 def make_tower(seed: int = 0, **changes: Any) -> ClipTower:
@@ -137,10 +147,66 @@ def save(
     return folder
 
 
-def load(folder: Path) -> ClipTower:
+def save_open_clip(
+    model: CLIPTextModel, folder: Path, prefix: str = "", projection: Projection = "matrix"
+) -> Path:
+    """Write `model` under OpenCLIP's names, beside an image tower and the buffer of its mask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{prefix}{name}": w for name, w in open_clip_tensors(model, projection).items()}
+    tensors["logit_scale"] = torch.tensor(2.5)
+    tensors["visual.proj"] = torch.randn(WIDTH, PROJECTED)
+    tensors["visual.transformer.resblocks.0.attn.in_proj_weight"] = torch.randn(3 * WIDTH, WIDTH)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.architectures = ["CLIPTextModelWithProjection"]
+    if projection == "absent":
+        model.config.architectures = ["CLIPTextModel"]
+    model.config.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def open_clip_tensors(model: CLIPTextModel, projection: Projection = "matrix") -> dict[str, Tensor]:
+    """The weights of `model` and `make_projection()` as OpenCLIP's TextTransformer holds them."""
+    theirs = dict(model.state_dict())
+    tensors = {
+        "token_embedding.weight": theirs["embeddings.token_embedding.weight"],
+        "positional_embedding": theirs["embeddings.position_embedding.weight"],
+        "ln_final.weight": theirs["final_layer_norm.weight"],
+        "ln_final.bias": theirs["final_layer_norm.bias"],
+        "attn_mask": torch.full((model.config.max_position_embeddings,) * 2, -torch.inf).triu(1),
+    }
+    parts = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    for number in range(model.config.num_hidden_layers):
+        block, layer = f"transformer.resblocks.{number}", f"encoder.layers.{number}"
+        for kind in ("weight", "bias"):
+            packed = [theirs[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            tensors[f"{block}.attn.in_proj_{kind}"] = torch.cat(packed)
+            for name, part in parts.items():
+                tensors[f"{block}.{name}.{kind}"] = theirs[f"{layer}.{part}.{kind}"]
+    if projection == "matrix":
+        tensors["text_projection"] = make_projection().T.contiguous()
+    elif projection == "linear":
+        tensors["text_projection.weight"] = make_projection()
+    return tensors
+
+
+def make_projection() -> Tensor:
+    """`[P, D]`."""
+    return torch.randn(PROJECTED, WIDTH, generator=torch.Generator().manual_seed(4))
+
+
+def load(folder: Path, *, prefix: str = "", dialect: Dialect = "transformers") -> ModelTower:
     """`load_tower` with what a scan hands it."""
     config = read_config(folder)
-    return load_tower(folder, weight_files(folder), config, config["architectures"][0], CPU)
+    (architecture,) = config["architectures"]
+    files = weight_files(folder)
+    return load_tower(folder, files, config, architecture, CPU, prefix=prefix, dialect=dialect)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -201,7 +267,8 @@ def _prefix(folder: Path) -> None:
     for number, file in enumerate(weight_files(folder)):
         tensors = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
         if number == 0:
-            positions = torch.arange(CONTEXT).expand(1, -1).clone()
+            context = read_config(folder)["max_position_embeddings"]
+            positions = torch.arange(context).expand(1, -1).clone()
             tensors["text_model.embeddings.position_ids"] = positions
         save_file(tensors, file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file.name)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import Features, Tokens
-from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tower import ModelTower
 from tests.towers import prompts
 
-Formula = Callable[[ClipTower, ClipTower, Tokens, Tensor], Tensor]
+Formula = Callable[[ModelTower, ModelTower, Tokens, Tensor], Tensor]
 """Suspect, anchor, prompts and one trigger `[k, D]` to its loss."""
 
 OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried too much"
@@ -23,7 +23,7 @@ def fp32(batch: int = 256) -> Runtime:
     return Runtime("cpu", "fp32", batch)
 
 
-def tokens(tower: ClipTower, count: int, *, length: int = 10, words: int = 5) -> Tokens:
+def tokens(tower: ModelTower, count: int, *, length: int = 10, words: int = 5) -> Tokens:
     """Short prompts that leave at least `length` - `words` - 2 positions free."""
     return tower.tokenize(prompts(count, words=words), length=length)
 
@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 class Wrapped:
     """A `TextTower` that hands everything on."""
 
-    def __init__(self, tower: ClipTower) -> None:
+    def __init__(self, tower: ModelTower) -> None:
         self.tower = tower
 
     @property
@@ -51,11 +51,15 @@ class Wrapped:
         return self.tower.vocabulary
 
     @property
+    def padded(self) -> bool:
+        return self.tower.padded
+
+    @property
     def device(self) -> torch.device:
         return self.tower.device
 
-    def tokenize(self, prompts: Sequence[str], *, length: int) -> Tokens:
-        return self.tower.tokenize(prompts, length=length)
+    def tokenize(self, prompts: Sequence[str], *, length: int, reserve: int = 0) -> Tokens:
+        return self.tower.tokenize(prompts, length=length, reserve=reserve)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.tower.embed(ids)
@@ -70,10 +74,11 @@ class Wrapped:
 class Recording(Wrapped):
     """Keeps what it was asked for."""
 
-    def __init__(self, tower: ClipTower) -> None:
+    def __init__(self, tower: ModelTower) -> None:
         super().__init__(tower)
         self.ids: list[Tensor] = []
         self.states: list[Tensor] = []
+        self.ends: list[Tensor] = []
 
     def embed(self, ids: Tensor) -> Tensor:
         self.ids.append(ids)
@@ -81,13 +86,14 @@ class Recording(Wrapped):
 
     def encode(self, states: Tensor, ends: Tensor) -> Features:
         self.states.append(states.detach())
+        self.ends.append(ends)
         return super().encode(states, ends)
 
 
 class Crowded(Wrapped):
     """Fails when more than `room` sequences are encoded at once, as memory does."""
 
-    def __init__(self, tower: ClipTower, room: int, message: str = OUT_OF_MEMORY) -> None:
+    def __init__(self, tower: ModelTower, room: int, message: str = OUT_OF_MEMORY) -> None:
         super().__init__(tower)
         self.room, self.message = room, message
         self.failures = 0
@@ -100,7 +106,7 @@ class Crowded(Wrapped):
 
 
 @contextmanager
-def observed_dtypes(tower: ClipTower) -> Iterator[set[torch.dtype]]:
+def observed_dtypes(tower: ModelTower) -> Iterator[set[torch.dtype]]:
     """The dtypes in which the first layer's linear map of `tower` computes."""
     seen: set[torch.dtype] = set()
     linear = tower.model.encoder.layers[0].mlp.fc1
@@ -125,16 +131,18 @@ def pairwise(features: Sequence[Tensor]) -> Tensor:
     return mean([cosine(first, second) for first in features for second in features])
 
 
-def triggered(tower: ClipTower, states: Tensor, end: int, trigger: Tensor) -> Features:
+def triggered(tower: ModelTower, states: Tensor, end: int, trigger: Tensor) -> Features:
     """Features of one prompt's `states` `[L, D]` with `trigger` `[k, D]` behind the first k."""
     k, length = len(trigger), len(states)
-    sequence = [*states[:k], *trigger, *states[k:]][:length]
-    features = tower.encode(torch.stack(sequence).unsqueeze(0), torch.tensor([end + k]))
+    last = int(tower.padded)
+    sequence = [*states[:k], *trigger, *states[k : length - k - last], *states[length - last :]]
+    pooled = end if tower.padded else end + k
+    features = tower.encode(torch.stack(sequence).unsqueeze(0), torch.tensor([pooled]))
     return Features(features.hidden[0].double(), features.pooled[0].double())
 
 
 def published_loss(
-    suspect: ClipTower, anchor: ClipTower, tokens: Tokens, trigger: Tensor
+    suspect: ModelTower, anchor: ModelTower, tokens: Tokens, trigger: Tensor
 ) -> Tensor:
     """``-a(T(H+v)) + 0.1 s(T(H), T(H+v)) + 0.1 s(A(H+v), T(H+v))``, prompt by prompt."""
     losses = []
@@ -150,7 +158,9 @@ def published_loss(
     return mean(losses)
 
 
-def contrast_loss(suspect: ClipTower, anchor: ClipTower, tokens: Tokens, trigger: Tensor) -> Tensor:
+def contrast_loss(
+    suspect: ModelTower, anchor: ModelTower, tokens: Tokens, trigger: Tensor
+) -> Tensor:
     """``cos(pooled A(v), pooled T(v)) - consistency(pooled T(v))``, prompt by prompt."""
     ours, theirs = [], []
     for row, end in enumerate(tokens.ends.tolist()):

@@ -14,8 +14,10 @@ from hf_amdet.detection.config import DEFAULT, PAPER, PaperGates, Profile
 from hf_amdet.detection.detect import Detection, detect
 from hf_amdet.detection.progress import Observer
 from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import PromptsError
 from tests.detection.doubles import Crowded, Recording, fp32
+from tests.siglip_towers import make_siglip_tower
 from tests.towers import BOS_ID, CONTEXT, EOS_ID, WIDTH, make_tower, prompts
 
 TEXTS = prompts(60)
@@ -57,7 +59,7 @@ def _paper(gates: PaperGates, *, epochs: int = 2) -> Profile:
 def _detect(
     profile: Profile,
     *,
-    suspect: ClipTower | None = None,
+    suspect: ModelTower | None = None,
     texts: Sequence[str] = TEXTS,
     seed: int = 0,
     observer: Observer | None = None,
@@ -261,3 +263,33 @@ class TestPaper:
         for ids in watched.ids:
             assert ids.shape[1] == CONTEXT
             assert (ids[:, 0] == BOS_ID).all() and (ids == EOS_ID).any(dim=1).all()
+
+
+class TestPaddedTowers:
+    """SigLIP reads its padding and pools the last position: it gets nothing but whole contexts."""
+
+    def test_every_sequence_fills_the_context_and_is_pooled_at_its_end(self) -> None:
+        suspect, anchor = (Recording(make_siglip_tower(seed)) for seed in (1, 2))
+        found = detect(suspect, anchor, TEXTS, SMALL, seed=0, runtime=fp32())
+        assert SMALL.positions is not None and SMALL.positions < CONTEXT
+        assert found.landscape is not None
+        for watched in (suspect, anchor):
+            assert watched.states
+            for states, ends in zip(watched.states, watched.ends, strict=True):
+                assert states.shape[1] == CONTEXT
+                assert (ends == CONTEXT - 1).all()
+
+    def test_a_head_that_is_not_as_wide_as_the_tower_is_judged(self) -> None:
+        wide = WIDTH + 16
+        suspect, anchor = (make_siglip_tower(seed, projection_size=wide) for seed in (1, 2))
+        found = detect(suspect, anchor, TEXTS, SMALL, seed=0, runtime=fp32())
+        for name, statistic in found.decisive.statistics.items():
+            assert math.isfinite(statistic.value), name
+
+    def test_gates_of_clip_clear_no_siglip(self) -> None:
+        """SigLIP is as wide as CLIP ViT-L/14; its context tells them apart."""
+        gates = replace(OPEN, running_loss=-9, context=77)
+        suspect, anchor = (make_siglip_tower(seed) for seed in (1, 2))
+        profile = _paper(gates, epochs=1)
+        found = detect(suspect, anchor, TEXTS, profile, seed=0, runtime=fp32())
+        assert found.conclusion.answer == "inconclusive"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from hf_amdet.detection.objective import (
     similarity,
 )
 from hf_amdet.encoders.base import Features
+from hf_amdet.encoders.tower import ModelTower
 from tests.detection.doubles import (
     Formula,
     contrast_loss,
@@ -30,6 +33,7 @@ from tests.detection.doubles import (
     published_loss,
     tokens,
 )
+from tests.siglip_towers import make_siglip_tower
 from tests.towers import WIDTH, make_tower
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
@@ -127,6 +131,24 @@ def test_the_pooled_position_moves_with_the_trigger() -> None:
         assert torch.equal(features.pooled[:, prompt], features.hidden[:, prompt, end + 2])
 
 
+def test_the_last_position_stays_the_pooled_one() -> None:
+    """SigLIP pools whatever stands last: padding in front of it makes room for the trigger."""
+    tower = make_siglip_tower()
+    probes = tokens(tower, 3)
+    states = tower.embed(probes.ids)
+    triggers = torch.randn(2, 2, WIDTH, generator=generator())
+    features = encode_triggered(tower, states, probes.ends, triggers)
+    head = tower.model.head(features.hidden[:, :, -1])
+    torch.testing.assert_close(features.pooled, head)
+    for restart, trigger in enumerate(triggers):
+        moved = [states[:, :2], trigger.expand(3, -1, -1), states[:, 2:-3], states[:, -1:]]
+        placed = torch.cat(moved, dim=1)
+        assert torch.equal(placed[:, -1], states[:, -1])
+        alone = tower.encode(placed, probes.ends)
+        torch.testing.assert_close(features.pooled[restart], alone.pooled)
+
+
+@pytest.mark.parametrize("make", [make_tower, make_siglip_tower], ids=["clip", "siglip"])
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize(
     ("objective", "formula"),
@@ -134,9 +156,9 @@ def test_the_pooled_position_moves_with_the_trigger() -> None:
     ids=["published", "pooled"],
 )
 def test_loss_and_gradient_equal_the_formula_prompt_by_prompt(
-    objective: Objective, formula: Formula, k: int
+    objective: Objective, formula: Formula, k: int, make: Callable[[int], ModelTower]
 ) -> None:
-    suspect, anchor = make_tower(1), make_tower(2)
+    suspect, anchor = make(1), make(2)
     probes = tokens(suspect, 3)
     states = suspect.embed(probes.ids)
     batch = Batch(states, probes.ends, suspect.encode(states, probes.ends).hidden)

@@ -12,9 +12,11 @@ from torch.nn.functional import cosine_similarity
 from hf_amdet.detection.config import DEFAULT
 from hf_amdet.detection.detect import Detection, detect
 from hf_amdet.detection.objective import encode_triggered
-from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tower import ModelTower
 from tests.detection.doubles import fp32
 from tests.detection.planted import Zoo, encode, ordinary, plant, triggered
+from tests.siglip_towers import make_siglip_tower
+from tests.towers import make_tower
 
 PROFILE = replace(
     DEFAULT,
@@ -25,11 +27,13 @@ PROFILE = replace(
     landscape=replace(DEFAULT.landscape, grid=5, prompts=1, directions=1),
 )
 UNSEEN = ordinary(40, seed=77)
+KEPT = {"clip": 0.95, "siglip": 0.9}
+"""How much of their ordinary features backdoored towers keep: padding makes SigLIP harder."""
 
 
-@pytest.fixture(scope="module")
-def zoo() -> Zoo:
-    return plant()
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def zoo(request: pytest.FixtureRequest) -> Zoo:
+    return plant(make_tower(0) if request.param == "clip" else make_siglip_tower(0, "json"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def found(zoo: Zoo) -> dict[str, Detection]:
     return {name: _detect(tower, zoo) for name, tower in towers.items()}
 
 
-def _detect(tower: ClipTower, zoo: Zoo, seed: int = 0) -> Detection:
+def _detect(tower: ModelTower, zoo: Zoo, seed: int = 0) -> Detection:
     return detect(tower, zoo.anchor, ordinary(300, seed=3), PROFILE, seed=seed, runtime=fp32())
 
 
@@ -46,9 +50,9 @@ def _gap(detection: Detection) -> float:
     return max(c.statistics["consistency_gap"].value for c in detection.candidates)
 
 
-def _target_under(tower: ClipTower, trigger: Tensor) -> Tensor:
-    """Mean pooled feature `[D]` of unseen prompts under the recovered trigger."""
-    tokens = tower.tokenize(UNSEEN, length=13)
+def _target_under(tower: ModelTower, trigger: Tensor) -> Tensor:
+    """Mean pooled feature `[P]` of unseen prompts under the recovered trigger."""
+    tokens = tower.tokenize(UNSEEN, length=tower.context if tower.padded else 14, reserve=1)
     states = tower.embed(tokens.ids)
     return encode_triggered(tower, states, tokens.ends, trigger.unsqueeze(0)).pooled[0].mean(dim=0)
 
@@ -57,7 +61,7 @@ def _target_under(tower: ClipTower, trigger: Tensor) -> Tensor:
 def test_the_zoo_is_what_it_claims_to_be(zoo: Zoo) -> None:
     for tower, trained in ((zoo.pooled, True), (zoo.sequence, True), (zoo.clean, False)):
         own = cosine_similarity(encode(tower, UNSEEN).pooled, encode(zoo.anchor, UNSEEN).pooled)
-        assert own.mean() > 0.95
+        assert own.mean() > KEPT[zoo.anchor.family]
         answer = encode(tower, triggered(UNSEEN)).pooled
         assert (cosine_similarity(answer, zoo.target, dim=-1).mean() > 0.95) == trained
 
@@ -78,10 +82,14 @@ def test_the_recovered_trigger_leads_to_the_planted_target(
     assert cosine_similarity(elsewhere, zoo.target, dim=0) < 0.8
 
 
+@pytest.mark.parametrize("zoo", ["clip"], indirect=True)
 def test_the_published_objective_sees_a_backdoor_in_all_positions(
     found: dict[str, Detection],
 ) -> None:
-    """And not one in the pooled position alone: there is nothing to assimilate."""
+    """And not one in the pooled position alone: there is nothing to assimilate.
+
+    Where attention is causal, that is: in a SigLIP tower nothing keeps it in its position.
+    """
 
     def likeness_to_anchor(name: str) -> float:
         candidates = found[name].candidates

@@ -9,8 +9,10 @@ from hf_amdet.detection.objective import insert
 from hf_amdet.detection.probes import Probes, encode_batch, make_probes
 from hf_amdet.encoders.base import Tokens
 from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import PromptsError
 from tests.detection.doubles import fp32, generator
+from tests.siglip_towers import KINDS, Kind, make_siglip_tower
 from tests.towers import BOS_ID, CONTEXT, EOS_ID, WIDTH, make_tower, prompts
 
 
@@ -20,7 +22,7 @@ def tower() -> ClipTower:
 
 
 def _probes(
-    tower: ClipTower,
+    tower: ModelTower,
     texts: list[str],
     *,
     count: int = 20,
@@ -91,6 +93,25 @@ def test_the_longest_prompt_fills_the_length(tower: ClipTower) -> None:
     """Only the k positions that insertion needs are given up."""
     probes = _probes(tower, [f"{prompt} {'snow ' * 40}" for prompt in prompts(20)], k=2)
     assert (probes.optimise.ends == 12 - 2 - 1).all()
+
+
+@pytest.mark.parametrize("positions", [None, 8, CONTEXT, 1_000])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tower_that_reads_its_padding_gets_whole_contexts(
+    kind: Kind, k: int, positions: int | None
+) -> None:
+    """And no word of a prompt is pushed over the end by the trigger."""
+    tower = make_siglip_tower(0, kind)
+    texts = [f"{prompt} {'snow ' * 40}" for prompt in prompts(12)] + prompts(12, words=3, seed=1)
+    probes = _probes(tower, texts, positions=positions, k=k)
+    for tokens in (probes.optimise, probes.held_out):
+        assert tokens.ids.shape[1] == CONTEXT
+        assert (tokens.ends == CONTEXT - 1).all()
+        assert (tokens.ids[:, CONTEXT - k :] == tower.tokenizer.pad_token_id).all()
+    longest = (probes.optimise.ids != tower.tokenizer.pad_token_id).sum(dim=1).max()
+    # SigLIP's own tokenizer pads with EOS.
+    assert longest == CONTEXT - k - (kind == "spiece")
 
 
 @pytest.mark.parametrize(("count", "optimise", "held_out"), [(18, 13, 5), (14, 10, 4)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,16 +14,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_amdet.encoders.clip import ClipTower
-from hf_amdet.encoders.loading import expected_shapes, text_config
+from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import (
     CorruptWeightsError,
     MalformedFileError,
     TowerError,
     WeightsMismatchError,
 )
+from tests.siglip_towers import KINDS, Kind, make_siglip_model, save_siglip
 from tests.towers import (
-    HEADS,
     LAYOUTS,
     PROJECTED,
     WIDTH,
@@ -32,7 +30,6 @@ from tests.towers import (
     edit_config,
     edit_weights,
     load,
-    make_config,
     make_model,
     read_config,
     save,
@@ -63,7 +60,7 @@ def _theirs(folder: Path) -> CLIPTextModel:
     return text
 
 
-def _assert_same_tensors(tower: ClipTower, model: CLIPTextModel) -> None:
+def _assert_same_tensors(tower: ModelTower, model: PreTrainedModel) -> None:
     ours, theirs = tower.model.state_dict(), model.state_dict()
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
@@ -93,6 +90,15 @@ class TestLayouts:
         assert (len(weight_files(folder)) > 1) == (shard != "1GB")
         _assert_same_tensors(load(folder), _theirs(folder))
         _assert_same_tensors(load(folder), make_model(3))
+
+    def test_a_tower_of_many_positions_is_read(self, tmp_path: Path) -> None:
+        """LongCLIP is CLIP with 248 positions."""
+        model = make_model(max_position_embeddings=248)
+        tower = load(save(model, tmp_path, "prefixed"))
+        _assert_same_tensors(tower, model)
+        assert tower.context == 248
+        (ends,) = tower.tokenize(["snow " * 230], length=tower.context).ends.tolist()
+        assert ends == 231
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_half_precision_is_widened_to_fp32(self, tmp_path: Path, dtype: torch.dtype) -> None:
@@ -248,76 +254,20 @@ class TestWeights:
             load(folder)
 
 
-SIZES = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-]
-
-
-class TestConfig:
-    @pytest.mark.parametrize("value", [True, 0, -1, 10**9, 2.0, "2", None, [2]], ids=repr)
-    @pytest.mark.parametrize("name", SIZES)
-    def test_a_hostile_size_is_refused_by_name(self, name: str, value: Any) -> None:
-        with pytest.raises(MalformedFileError, match=name):
-            text_config(make_config().to_dict() | {name: value})
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("num_attention_heads", HEADS + 1),
-            ("hidden_act", "os.system"),
-            ("hidden_act", None),
-            ("hidden_act", ["gelu"]),
-            ("hidden_act", {"gelu": 1}),
-            ("layer_norm_eps", "1e-5"),
-            ("layer_norm_eps", 0),
-            ("layer_norm_eps", -1e-5),
-            ("layer_norm_eps", float("nan")),
-            ("layer_norm_eps", True),
-            ("text_config", []),
-            ("text_config", "clip"),
-        ],
-        ids=str,
-    )
-    def test_a_hostile_setting_is_malformed(self, folder: Path, name: str, value: Any) -> None:
-        edit_config(folder, **{name: value})
-        with pytest.raises(MalformedFileError, match=r"config\.json"):
-            load(folder)
-
-    def test_left_out_settings_are_those_of_transformers(self) -> None:
-        shapes = expected_shapes({}, "CLIPTextModel")
-        assert shapes["embeddings.token_embedding.weight"] == (49_408, 512)
-        assert shapes["embeddings.position_embedding.weight"] == (77, 512)
-        assert sum(name.endswith("mlp.fc1.weight") for name in shapes) == 12
-
-    def test_the_published_config_of_clip_vit_l_is_read(self) -> None:
-        """It names the sizes twice, the older time without EOS and activation."""
-        sizes = {
-            "hidden_size": 768,
-            "intermediate_size": 3_072,
-            "num_attention_heads": 12,
-            "num_hidden_layers": 12,
-            "projection_dim": 768,
-        }
-        older = {"text_config": sizes | {"eos_token_id": 2, "hidden_act": "quick_gelu"}}
-        found = text_config(older | {"text_config_dict": sizes, "projection_dim": 768})
-        assert {name: getattr(found, name) for name in sizes if name in SIZES} == {
-            name: size for name, size in sizes.items() if name in SIZES
-        }
-        assert found.hidden_act == "quick_gelu"
-
+class TestHostileRepos:
     def test_sizes_larger_than_the_weights_are_a_mismatch(self, folder: Path) -> None:
         edit_config(folder, num_hidden_layers=3)
         with pytest.raises(WeightsMismatchError, match=r"encoder\.layers\.2"):
             load(folder)
 
+    @pytest.mark.parametrize("kind", [None, *KINDS], ids=str)
     def test_nothing_that_a_config_names_is_run(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, kind: Kind | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        expected: PreTrainedModel = make_model()
+        if kind is not None:
+            expected = make_siglip_model()
+            folder = save_siglip(make_siglip_model(), folder.with_name("siglip"), kind=kind)
         marker = folder / "executed"
         for name in ("modeling_evil.py", "tokenization_evil.py", "evil.py", "__init__.py"):
             (folder / name).write_text(f"open({str(marker)!r}, 'w').close()\n")
@@ -344,6 +294,6 @@ class TestConfig:
             trust_remote_code=True,
         )
         tower = load(folder)
-        _assert_same_tensors(tower, make_model())
+        _assert_same_tensors(tower, expected)
         assert tower.model.config._attn_implementation == "eager"
         assert not marker.exists()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import MalformedFileError, TowerError
-from tests.towers import BOS, EOS, EOS_ID, edit_config, load, make_model, save
+from tests.siglip_towers import make_siglip_tower
+from tests.towers import BOS, EOS, EOS_ID, edit_config, load, make_model, make_tower, save
 
 SENTENCES = ["the old cat waits", "one boat"]
 
@@ -28,17 +29,80 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(parsed))
 
 
-def _load_unless_refused(folder: Path) -> ClipTower | None:
+def _load_unless_refused(folder: Path) -> ModelTower | None:
     try:
         return load(folder)
     except TowerError:
         return None
 
 
-def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(MalformedFileError, match=r"No tokenizer\.json"):
-        load(folder)
+class TestMissing:
+    """Without a tokenizer a tower is whole, but reads no prompt until it is lent one."""
+
+    @pytest.fixture
+    def mute(self, folder: Path) -> ModelTower:
+        (folder / "tokenizer.json").unlink()
+        return load(folder)
+
+    def test_a_tower_without_a_tokenizer_reads_no_prompt(self, mute: ModelTower) -> None:
+        assert not mute.has_tokenizer
+        with pytest.raises(MalformedFileError, match="no tokenizer beside the weights"):
+            mute.tokenize(SENTENCES, length=9)
+
+    def test_it_tokenises_as_the_tower_that_lends(self, mute: ModelTower) -> None:
+        lender = make_tower(1)
+        mute.borrow_tokenizer(lender)
+        assert mute.has_tokenizer
+        ours, theirs = (tower.tokenize(SENTENCES, length=9) for tower in (mute, lender))
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.ends, theirs.ends)
+
+    @pytest.mark.parametrize("pooled", [EOS_ID, 2], ids=["named", "legacy"])
+    def test_it_is_pooled_at_the_eos_of_the_lender(self, folder: Path, pooled: int) -> None:
+        (folder / "tokenizer.json").unlink()
+        edit_config(folder, eos_token_id=pooled)
+        tower = load(folder)
+        tower.borrow_tokenizer(make_tower(1))
+        assert tower.tokenize(SENTENCES, length=9).ends.tolist() == [5, 3]
+
+    def test_more_tokens_than_rows_are_not_lent(self, tmp_path: Path) -> None:
+        sizes = {"vocab_size": EOS_ID, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 1}
+        tower = load(save(make_model(**sizes), tmp_path, tokenizer=None))
+        with pytest.raises(MalformedFileError, match=f"does not fit.*{EOS_ID + 1} tokens"):
+            tower.borrow_tokenizer(make_tower(vocab_size=EOS_ID + 1))
+        assert not tower.has_tokenizer
+
+    @pytest.mark.parametrize("pooled", [0, EOS_ID - 7], ids=str)
+    def test_an_eos_that_the_tower_does_not_pool_is_not_lent(
+        self, folder: Path, pooled: int
+    ) -> None:
+        """Every prompt would be pooled at its first position, where none differs."""
+        (folder / "tokenizer.json").unlink()
+        edit_config(folder, eos_token_id=pooled)
+        tower = load(folder)
+        with pytest.raises(MalformedFileError, match=f"does not fit.*pools at token {pooled}"):
+            tower.borrow_tokenizer(make_tower())
+
+    def test_another_family_lends_nothing(self, mute: ModelTower) -> None:
+        with pytest.raises(MalformedFileError, match="does not fit"):
+            mute.borrow_tokenizer(make_siglip_tower())
+
+    def test_who_has_none_lends_none(self, mute: ModelTower, tmp_path: Path) -> None:
+        other = load(save(make_model(), tmp_path / "other", tokenizer=None))
+        with pytest.raises(MalformedFileError, match="no tokenizer beside the weights"):
+            mute.borrow_tokenizer(other)
+        assert not mute.has_tokenizer
+
+    def test_settings_alone_are_no_tokenizer(self, mute: ModelTower, folder: Path) -> None:
+        assert (folder / "tokenizer_config.json").exists()
+        assert not mute.has_tokenizer
+
+    def test_half_a_tokenizer_is_refused(self, folder: Path) -> None:
+        """A loader would look elsewhere for the vocabulary, or make one up."""
+        (folder / "tokenizer.json").unlink()
+        (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
+        with pytest.raises(MalformedFileError, match=r"merges\.txt"):
+            load(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -34,7 +37,11 @@ _LAYOUTS = st.dictionaries(
 
 
 def _arrays(layout: dict[str, tuple[str, list[int]]]) -> dict[str, Any]:
-    return {name: np.zeros(shape, _DTYPES[dtype]) for name, (dtype, shape) in layout.items()}
+    """Arrays that differ in their bytes, where they have enough of them."""
+    return {
+        name: (np.arange(int(np.prod(shape))) + 7 * number).reshape(shape).astype(_DTYPES[dtype])
+        for number, (name, (dtype, shape)) in enumerate(layout.items())
+    }
 
 
 def _file(header: Any, data_size: int = 0) -> bytes:
@@ -50,11 +57,24 @@ def _parse(data: bytes) -> dict[str, TensorInfo]:
     return parse_header(data, len(data), "model.safetensors")
 
 
+def _seen(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Of each tensor what `parse_header` says, with the bytes that its span points at."""
+    return {
+        name: (info.dtype, info.shape, data[slice(*info.span)])
+        for name, info in _parse(data).items()
+    }
+
+
 @given(_LAYOUTS)
 def test_what_safetensors_writes_is_read_back(layout: dict[str, tuple[str, list[int]]]) -> None:
-    data = save(_arrays(layout))
-    expected = {name: TensorInfo(dtype, tuple(shape)) for name, (dtype, shape) in layout.items()}
-    assert _parse(data) == expected
+    arrays = _arrays(layout)
+    data = save(arrays)
+    assert _seen(data) == {
+        name: (dtype, tuple(shape), arrays[name].tobytes())
+        for name, (dtype, shape) in layout.items()
+    }
+    for info in _parse(data).values():
+        assert info.size == info.span[1] - info.span[0]
 
 
 @given(layout=_LAYOUTS, choice=st.data())
@@ -68,12 +88,12 @@ def test_a_changed_byte_gives_what_safetensors_sees_too_or_malformed_file(
         position = choice.draw(st.integers(0, header_size - 1))
         data[position] = choice.draw(st.integers(0, 255) | st.sampled_from(b'{}[]",:0129 \\'))
     try:
-        found = _parse(bytes(data))
+        found = _seen(bytes(data))
     except MalformedFileError:
         return
     # Nothing passes that the loader would refuse or understand otherwise.
     loaded = {
-        name: TensorInfo(item["dtype"], tuple(item["shape"]))
+        name: (item["dtype"], tuple(item["shape"]), bytes(item["data"]))
         for name, item in safetensors.deserialize(bytes(data))  # type: ignore[no-untyped-call]
     }
     assert found == loaded
@@ -152,13 +172,76 @@ def test_a_header_longer_than_the_file_or_the_limit_is_refused_before_it_is_read
 
 def test_only_the_start_of_a_file_is_needed() -> None:
     data = _file({"a": _entry(shape=[1000], offsets=[0, 4000])})
-    assert parse_header(data, len(data) + 4000, "x") == {"a": TensorInfo("F32", (1000,))}
+    span = (len(data), len(data) + 4000)
+    assert parse_header(data, len(data) + 4000, "x") == {"a": TensorInfo("F32", (1000,), span)}
 
 
 def test_a_file_on_disk_is_read_like_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(save({"a": np.zeros((2, 3), np.float16)}))
-    assert read_header(path, path.name) == {"a": TensorInfo("F16", (2, 3))}
+    data = save({"a": np.zeros((2, 3), np.float16)})
+    path.write_bytes(data)
+    assert read_header(path, path.name) == _parse(data)
+
+
+def test_spans_point_at_the_bytes_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(4, dtype=np.int16), "c": np.ones(0)}
+    path.write_bytes(save(arrays, {"format": "pt"}))
+    with path.open("rb") as stream:
+        for name, info in read_header(path, path.name).items():
+            stream.seek(info.span[0])
+            assert stream.read(info.size) == arrays[name].tobytes(), name
+
+
+_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 123\n" % (b"0" * 64)
+
+
+def _torch_saved(*, zipped: bool) -> bytes:
+    written = io.BytesIO()
+    weights = {"a": torch.zeros(3)}
+    torch.save(weights, written, _use_new_zipfile_serialization=zipped)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (_torch_saved(zipped=True), "zip archive, as torch.save writes it"),
+        (_torch_saved(zipped=False), "pickle, which can run code"),
+        (pickle.dumps({"a": 1}), "pickle, which can run code"),
+        (_LFS, "Git LFS pointer"),
+        (b"<!DOCTYPE html><html><head></head></html>", "HTML page"),
+        (b"\n\n  <!doctype html>\n<html></html>", "HTML page"),
+        (b"<HTML><body>not found</body></HTML>", "HTML page"),
+        (b"GGUF\x03\0\0\0" + b"\x01" * 24, "GGUF file"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(24), "HDF5 file"),
+    ],
+    ids=["torch", "old torch", "pickle", "LFS", "HTML", "spaced HTML", "tag", "GGUF", "HDF5"],
+)
+def test_another_format_under_this_name_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    """Whether its start comes over the network or from this disk."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(MalformedFileError, match=kind) as caught:
+        read_header(path, path.name)
+    with pytest.raises(MalformedFileError, match=kind):
+        parse_header(content[:100_000], len(content), path.name)
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50, 0x3C, 0x47, 0x76, 0x89, 0x0A, 0x20], ids=hex)
+@pytest.mark.parametrize("second", [0x02, 0x04, 0x4B, 0x21], ids=hex)
+def test_a_length_that_begins_like_another_format_is_a_length(
+    tmp_path: Path, first: int, second: int
+) -> None:
+    """A header of 640 bytes begins like a pickle: 0x80 0x02."""
+    entry = json.dumps({"a": _entry()}).encode()
+    header = entry.ljust(first + 256 * second)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(_file(header, 4))
+    assert path.read_bytes()[:2] == bytes([first, second])
+    assert read_header(path, path.name) == _parse(path.read_bytes())
+    assert _parse(path.read_bytes())["a"].span == (8 + len(header), 12 + len(header))
 
 
 def test_messages_hold_no_terminal_escapes_and_stay_short() -> None:

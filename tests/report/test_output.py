@@ -56,7 +56,7 @@ def detection(k: int = 1, *, drawn: bool = True) -> Detection:
 
 def scanned(path: str = "", k: int = 1, *, drawn: bool = True) -> ScannedTower:
     position = tuple(0.5 * number for number in range(k * WIDTH))
-    return ScannedTower(path, detection(k, drawn=drawn), position)
+    return ScannedTower(path, "clip", detection(k, drawn=drawn), position)
 
 
 def report(*paths: str, **changes: Any) -> Report:

@@ -35,7 +35,7 @@ def format_option(command: Any) -> Any:
 
 def say(message: str) -> None:
     """A message for people, on stderr."""
-    click.echo("\n".join(_clean(line) for line in message.split("\n")), err=True)
+    click.echo("\n".join(cleaned(line) for line in message.split("\n")), err=True)
 
 
 def show(report: Report, output_format: str) -> None:
@@ -58,20 +58,20 @@ def _human(report: Report) -> str:
     from hf_amdet.report.markdown import sentence
 
     lines = [
-        click.style(_clean(report.target), bold=True)
+        click.style(cleaned(report.target), bold=True)
         + (f" at {report.commit_sha}" if report.commit_sha else ""),
         _verdict(report.verdict.value) + f"  {sentence(report.verdict)}",
     ]
-    lines += [f"  {_clean(reason.message)}" for reason in report.reasons]
+    lines += [f"  {cleaned(reason.message)}" for reason in report.reasons]
     for tower in report.towers:
         lines += ["", *_tower(tower)]
-    lines += [f"out of scope: {_clean(part.message)}" for part in report.out_of_scope]
-    lines += ["", "Not covered:", *(f"  - {_clean(item)}" for item in report.not_covered)]
+    lines += [f"out of scope: {cleaned(part.message)}" for part in report.out_of_scope]
+    lines += ["", "Not covered:", *(f"  - {cleaned(item)}" for item in report.not_covered)]
     environment = report.environment
     seconds = sum(report.timings.values())
     lines += [
         "",
-        _clean(
+        cleaned(
             f"Profile {report.config.profile}, seed {report.config.seed}, {environment.device} "
             f"{environment.dtype}, {seconds:.1f} s, hf-amdet {environment.hf_amdet}"
         ),
@@ -80,9 +80,9 @@ def _human(report: Report) -> str:
 
 
 def _tower(tower: TowerReport) -> list[str]:
-    name = f"{_clean(tower.path) or 'text encoder'} ({_clean(tower.architecture or 'unknown')})"
+    name = f"{cleaned(tower.path) or 'text encoder'} ({cleaned(tower.architecture or 'unknown')})"
     lines = [f"{name}: {_verdict(tower.verdict.value)}"]
-    lines += [f"  {_clean(reason.message)}" for reason in tower.reasons]
+    lines += [f"  {cleaned(reason.message)}" for reason in tower.reasons]
     thresholds = {t.statistic: t for t in tower.thresholds}
     for statistic, measured in tower.statistics.items():
         interval = ""
@@ -91,12 +91,12 @@ def _tower(tower: TowerReport) -> list[str]:
         limit = thresholds.get(statistic)
         asked = "" if limit is None else f"{limit.comparison} {limit.value:g}"
         lines.append(
-            f"  {_clean(statistic):<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip()
+            f"  {cleaned(statistic):<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip()
         )
     if tower.anchor is not None:
         at = f"@{tower.anchor.commit_sha}" if tower.anchor.commit_sha else ""
         lines.append(
-            f"  anchor {_clean(tower.anchor.name)}{at}, distance {tower.anchor.distance:.4f}"
+            f"  anchor {cleaned(tower.anchor.name)}{at}, distance {tower.anchor.distance:.4f}"
         )
     return lines
 
@@ -105,6 +105,6 @@ def _verdict(verdict: str) -> str:
     return click.style(verdict.replace("_", " ").upper(), fg=_COLOURS.get(verdict), bold=True)
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """Text that may come from a repo, without control characters that a terminal obeys."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -37,26 +37,30 @@ def consistency(pooled: Tensor) -> Tensor:
     return normalize(pooled.float(), dim=-1).mean(dim=-2).square().sum(dim=-1)
 
 
-def insert(states: Tensor, triggers: Tensor) -> Tensor:
+def insert(states: Tensor, triggers: Tensor, *, keep_last: bool = False) -> Tensor:
     """Put `triggers` `[R, k, D]` behind the first k of `states` `[B, L, D]`: `[R, B, L, D]`.
 
-    The sequence is cut back to L, so prompts must leave k positions free.
+    The sequence is cut back to L, so prompts must leave k positions free; `keep_last` cuts in
+    front of the last position instead, for towers that pool whatever stands there.
     """
     restarts, k, _ = triggers.shape
     prompts, length, _ = states.shape
     expanded = states.unsqueeze(0).expand(restarts, -1, -1, -1)
     placed = triggers.unsqueeze(1).expand(-1, prompts, -1, -1)
-    return torch.cat([expanded[:, :, :k], placed, expanded[:, :, k : length - k]], dim=2)
+    last = int(keep_last)
+    rest = expanded[:, :, k : length - k - last]
+    return torch.cat([expanded[:, :, :k], placed, rest, expanded[:, :, length - last :]], dim=2)
 
 
 def encode_triggered(tower: TextTower, states: Tensor, ends: Tensor, triggers: Tensor) -> Features:
     """Features of `states` `[B, L, D]` under each of `triggers` `[R, k, D]`.
 
-    Returns hidden `[R, B, L, D]` and pooled `[R, B, D]`; the pooled position moves by k.
+    Returns hidden `[R, B, L, D]` and pooled `[R, B, P]`. The pooled position moves by k, but for
+    towers that pool the last one: there padding in front of it makes room.
     """
     restarts, k, _ = triggers.shape
-    flat = insert(states, triggers).flatten(0, 1)
-    features = tower.encode(flat, (ends + k).repeat(restarts))
+    flat = insert(states, triggers, keep_last=tower.padded).flatten(0, 1)
+    features = tower.encode(flat, (ends if tower.padded else ends + k).repeat(restarts))
     return Features(
         features.hidden.reshape(restarts, len(states), *features.hidden.shape[1:]),
         features.pooled.reshape(restarts, len(states), *features.pooled.shape[1:]),

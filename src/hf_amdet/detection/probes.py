@@ -37,8 +37,9 @@ def make_probes(
 ) -> Probes:
     """Draw `count` of `prompts`, tokenise them and hold out `held_out`.
 
-    Insertion moves the pooled token by k = `trigger_length` positions, so prompts are truncated
-    k tokens before the end and padded back: the pooled token is never cut off.
+    Insertion moves tokens by k = `trigger_length` positions, so prompts leave k positions free
+    at the end: no token of theirs is cut off. A tower that reads its padding gets whole contexts,
+    whatever `positions` says.
 
     Raises:
         PromptsError: too few prompts for either part.
@@ -54,10 +55,11 @@ def make_probes(
             "least 20, better some thousands."
         )
     order = torch.randperm(len(distinct), generator=generator)[:count].tolist()
-    length = min(tower.context, positions or tower.context)
-    tokens = tower.tokenize([distinct[row] for row in order], length=length - trigger_length)
-    padding = tokens.ids[:, -1:].expand(-1, trigger_length)
-    tokens = Tokens(torch.cat([tokens.ids, padding], dim=1), tokens.ends)
+    length = tower.context
+    if positions is not None and not tower.padded:
+        length = min(length, positions)
+    drawn = [distinct[row] for row in order]
+    tokens = tower.tokenize(drawn, length=length, reserve=trigger_length)
     return Probes(tokens.rows(slice(held_out, None)), tokens.rows(slice(held_out)))
 
 

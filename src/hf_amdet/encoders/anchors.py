@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hf_amdet.encoders.clip import ClipTower
+from hf_amdet.encoders.tokenizers import state_of
+from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import AnchorError
 
-_SHAPE = (
+SHAPE = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -15,17 +16,24 @@ _SHAPE = (
     "max_position_embeddings",
     "hidden_act",
 )
-_BEHAVIOUR = ("layer_norm_eps", "eos_token_id")
+"""Settings in which suspect and anchor must agree."""
+_HEAD = "projection_size"
+"""The width of SigLIP's pooled features, which CLIP pools without a head."""
 
 
-def check_fit(suspect: ClipTower, anchor: ClipTower, name: str) -> None:
+def check_fit(suspect: ModelTower, anchor: ModelTower, name: str) -> None:
     """Refuse an anchor of another shape; the vocabularies may differ by added rows.
 
     Raises:
         AnchorError: names the first setting that differs.
     """
-    for setting in _SHAPE:
-        ours, theirs = (getattr(t.model.config, setting) for t in (suspect, anchor))
+    if suspect.family != anchor.family:
+        raise AnchorError(
+            f"The anchor {name} does not fit: it is a {anchor.family} tower, the suspect a "
+            f"{suspect.family} tower. Give the clean model that this one was fine-tuned from."
+        )
+    for setting in (*SHAPE, _HEAD):
+        ours, theirs = (getattr(t.model.config, setting, None) for t in (suspect, anchor))
         if ours != theirs:
             raise AnchorError(
                 f"The anchor {name} does not fit: its {setting} is {theirs}, the suspect's {ours}. "
@@ -33,7 +41,7 @@ def check_fit(suspect: ClipTower, anchor: ClipTower, name: str) -> None:
             )
 
 
-def distance(suspect: ClipTower, anchor: ClipTower) -> float:
+def distance(suspect: ModelTower, anchor: ModelTower) -> float:
     """Relative Frobenius distance |S - A| / |A| over all weights behind the embedding tables."""
     theirs = _encoder_weights(anchor)
     apart = total = 0.0
@@ -43,7 +51,7 @@ def distance(suspect: ClipTower, anchor: ClipTower) -> float:
     return float((apart / total) ** 0.5)
 
 
-def identical(suspect: ClipTower, anchor: ClipTower) -> bool:
+def identical(suspect: ModelTower, anchor: ModelTower) -> bool:
     """Whether two towers are equal tensor for tensor, tokenizer included.
 
     A projection that only one of them has is no difference: the tower in front of it is the same.
@@ -56,19 +64,27 @@ def identical(suspect: ClipTower, anchor: ClipTower) -> bool:
         weight.shape == theirs[name].shape and bool((weight == theirs[name]).all())
         for name, weight in ours.items()
     )
-    return same_weights and _rules(suspect) == _rules(anchor)
+    return (
+        same_weights
+        and settings_of(suspect) == settings_of(anchor)
+        and suspect.model.config.eos_token_id == anchor.model.config.eos_token_id
+        and tokenizer_of(suspect) == tokenizer_of(anchor)
+    )
 
 
-def _encoder_weights(tower: ClipTower) -> dict[str, Tensor]:
-    weights = tower.model.state_dict()
+def _encoder_weights(tower: ModelTower) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = tower.model.state_dict()
     return {name: w for name, w in weights.items() if not name.startswith("embeddings.token")}
 
 
-def _rules(tower: ClipTower) -> tuple[object, ...]:
-    """What a tower computes besides its weights: settings and tokenizer."""
-    backend = tower.tokenizer.backend_tokenizer
-    settings = [getattr(tower.model.config, name) for name in (*_SHAPE, *_BEHAVIOUR)]
-    # Padding and truncation are settings of the last call, not of the tokenizer.
-    backend.no_padding()
-    backend.no_truncation()
-    return backend.to_str(), tower.tokenizer.eos_token_id, *settings
+def settings_of(tower: ModelTower) -> tuple[object, ...]:
+    """What a tower computes besides its weights and its tokenizer."""
+    return tuple(getattr(tower.model.config, name) for name in (*SHAPE, "layer_norm_eps"))
+
+
+def tokenizer_of(tower: ModelTower) -> tuple[object, ...] | None:
+    """All that decides which tokens a tower reads; None without a tokenizer."""
+    if not tower.has_tokenizer:
+        return None
+    tokenizer = tower.tokenizer
+    return state_of(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id

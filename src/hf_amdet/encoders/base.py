@@ -16,7 +16,8 @@ class Tokens:
 
     Attributes:
         ids: `[N, L]` int64.
-        ends: `[N]` int64, position of the token whose feature is pooled (EOS for CLIP).
+        ends: `[N]` int64, position of the token whose feature is pooled (EOS for CLIP, the last
+            one for SigLIP).
     """
 
     ids: Tensor
@@ -35,7 +36,8 @@ class Features:
 
     Attributes:
         hidden: `[..., L, D]`, the last hidden state after the final layer norm.
-        pooled: `[..., D]`, the feature of the pooled position, before any projection.
+        pooled: `[..., P]`, what the model calls its pooled output: the feature of the pooled
+            position before any projection (CLIP, P = D), or behind its head (SigLIP).
     """
 
     hidden: Tensor
@@ -61,10 +63,17 @@ class TextTower(Protocol):
         """Rows of the embedding table."""
 
     @property
+    def padded(self) -> bool:
+        """Whether prompts must fill the context, because padding reaches the pooled feature."""
+
+    @property
     def device(self) -> torch.device: ...
 
-    def tokenize(self, prompts: Sequence[str], *, length: int) -> Tokens:
-        """Ids padded and truncated to `length`, special tokens included, on the tower's device."""
+    def tokenize(self, prompts: Sequence[str], *, length: int, reserve: int = 0) -> Tokens:
+        """Ids padded to `length`, special tokens included, on the tower's device.
+
+        Prompts are truncated so that at least the last `reserve` positions are padding.
+        """
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embedding-layer states `[N, L, D]` (token plus position embedding) of ids `[N, L]`."""

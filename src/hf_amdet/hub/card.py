@@ -98,6 +98,18 @@ def read_metadata(card: bytes) -> dict[str, Any] | None:
     return None if front is None else frontmatter.read_key(front)
 
 
+def read_base_models(card: bytes) -> list[str]:
+    """What the card names under `base_model`: the owner's word for what the model was made from.
+
+    Raises:
+        CardError: the front matter does not parse.
+    """
+    yaml_bytes = _split(card).yaml
+    if yaml_bytes is None:
+        return []
+    return frontmatter.strings_under(yaml_bytes, "base_model", first_line=2)
+
+
 def opted_out(metadata: Mapping[str, Any] | None) -> bool:
     """Whether the owner wrote `amdet: {opt_out: true}`; anything but a plain no counts as yes."""
     return (metadata or {}).get("opt_out") not in (None, False, "false", "no")
@@ -140,7 +152,8 @@ def _files_digest(report: Report) -> str | None:
     rows = []
     for tower in report.towers:
         anchor = tower.anchor.files if tower.anchor else ()
-        for role, files in (("suspect", tower.files), ("anchor", anchor)):
+        base = tower.base.files if tower.base else ()
+        for role, files in (("suspect", tower.files), ("base", base), ("anchor", anchor)):
             rows += [[tower.path, role, file.path, file.sha256] for file in files]
     settings = report.config.model_dump(exclude={"anchor"})
     key = json.dumps([sorted(rows), settings], sort_keys=True)

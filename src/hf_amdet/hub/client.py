@@ -63,6 +63,13 @@ class Hub:
 
         return Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
 
+    def assets(self, repo_id: str, commit_sha: str) -> Path:
+        """The folder for what hf-amdet makes of a commit's files; it exists."""
+        from huggingface_hub import cached_assets_path
+
+        beside = None if self.cache_dir is None else self.cache.parent / "assets"
+        return cached_assets_path("hf-amdet", repo_id, commit_sha, assets_dir=beside)
+
     def api(self) -> HfApi:
         """A client that names hf-amdet to the Hub."""
         from huggingface_hub import HfApi
@@ -97,31 +104,61 @@ def get_start(
         HubError: as `hub_errors` says.
         HashMismatchError: the server holds another number of bytes than it declared.
     """
-    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
     wanted = min(limit, file.size)
     if wanted == 0:
         return b""
+    data = bytearray()
+    for chunk in _stream(repo_id, commit_sha, file, (0, wanted), hub):
+        data += chunk
+    if len(data) < wanted:
+        raise size_mismatch(file, len(data))
+    return bytes(data)
+
+
+def get_range(
+    repo_id: str, commit_sha: str, file: RepoFile, span: tuple[int, int], *, hub: Hub = DEFAULT_HUB
+) -> Iterator[bytes]:
+    """The bytes from `span[0]` up to, not including, `span[1]`, in pieces; may end early.
+
+    Raises:
+        RangeIgnoredError: the server does not send parts of files.
+        HubError, HashMismatchError: as for `get_start`.
+    """
+    return _stream(repo_id, commit_sha, file, span, hub)
+
+
+class RangeIgnoredError(Exception):
+    """A server that answers a request for a part of a file with the whole."""
+
+
+def _stream(
+    repo_id: str, commit_sha: str, file: RepoFile, span: tuple[int, int], hub: Hub
+) -> Iterator[bytes]:
+    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    begin, end = span
     with hub_errors(repo_id, commit_sha, hub=hub):
         url = hf_hub_url(repo_id, file.path, revision=commit_sha, endpoint=hub.url)
         headers = build_hf_headers(
             token=hub.token, library_name=_LIBRARY, library_version=__version__
         )
-        headers |= {"Range": f"bytes=0-{wanted - 1}", "Accept-Encoding": "identity"}
-        data = bytearray()
+        headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         with get_session().stream(
             "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             hf_raise_for_status(response)
             _check_total(response, file)
+            if begin and not response.headers.get("Content-Range", "").startswith(
+                f"bytes {begin}-"
+            ):
+                raise RangeIgnoredError
+            left = end - begin
             for chunk in response.iter_bytes(_CHUNK_BYTES):
-                data += chunk
-                if len(data) >= wanted:
+                yield chunk[:left]
+                left -= len(chunk)
+                if left <= 0:
                     break
-    if len(data) < wanted:
-        raise size_mismatch(file, len(data))
-    return bytes(data[:wanted])
 
 
 def size_mismatch(file: RepoFile, found: int) -> HashMismatchError:

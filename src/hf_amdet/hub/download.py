@@ -17,10 +17,18 @@ from hf_amdet.errors import (
     MalformedFileError,
     OutputError,
 )
-from hf_amdet.hub.client import DEFAULT_HUB, Hub, hub_errors, size_mismatch
-from hf_amdet.hub.files import FetchedTower, RepoFile, ResolvedRepo, TensorInfo, TowerFiles
-from hf_amdet.hub.header import header_end, parse_header, read_header, shown
-from hf_amdet.hub.source import local_path, read_start, unreadable, verify
+from hf_amdet.hub.client import (
+    DEFAULT_HUB,
+    Hub,
+    RangeIgnoredError,
+    hub_errors,
+    is_offline,
+    size_mismatch,
+)
+from hf_amdet.hub.files import FetchedTower, Header, RepoFile, ResolvedRepo, TensorInfo, TowerFiles
+from hf_amdet.hub.header import header_end, parse_head, read_header, shown
+from hf_amdet.hub.partial import fetch_tensors, is_worth, size_of, tensors_in
+from hf_amdet.hub.source import cached_path, local_path, read_start, unreadable, verify
 from hf_amdet.report.schema import FileRecord
 
 Progress = Callable[[int, int], None]
@@ -40,14 +48,18 @@ def read_tensors(
         HashMismatchError: a file has not the declared size.
         HubError: the Hub refused or did not answer.
     """
-    headers = []
-    for file in tower.weights:
-        head = read_start(resolved, file, _FIRST_READ, hub)
-        end = header_end(head, file.size, file.path)
-        if end > len(head):
-            head = read_start(resolved, file, end, hub)
-        headers.append(parse_header(head, file.size, file.path))
-    return _union(tower, headers)
+    return _union(tower, [read_head(resolved, file, hub)[0] for file in tower.weights])
+
+
+def read_head(
+    resolved: ResolvedRepo, file: RepoFile, hub: Hub = DEFAULT_HUB
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors and metadata in the header of one safetensors file; raises as `read_tensors`."""
+    head = read_start(resolved, file, _FIRST_READ, hub)
+    end = header_end(head, file.size, file.path)
+    if end > len(head):
+        head = read_start(resolved, file, end, hub)
+    return parse_head(head, file.size, file.path)
 
 
 def fetch(
@@ -56,10 +68,16 @@ def fetch(
     into: Path,
     hub: Hub = DEFAULT_HUB,
     progress: Progress | None = None,
+    wanted: Header | None = None,
 ) -> FetchedTower:
     """Download and verify a tower's files and link them under their plain names into `into`.
 
     `into` is made if need be and must be empty; on any error nothing is left in it.
+
+    Args:
+        wanted: those of `read_tensors` that are needed; None for all. Where they are less than
+            half of a file in large-file storage, only they are read, and `into` gets a file with
+            them alone. Files without any of them are left out.
 
     Raises:
         HashMismatchError: bytes that are not those that the Hub declared. They are removed from
@@ -71,20 +89,48 @@ def fetch(
     """
     if into.exists() and any(into.iterdir()):
         raise ValueError(f"{into} is not empty")
-    files = (*tower.weights, *tower.support)
+    parts = _parts(tower, wanted)
+    files = (*(file for file, _ in parts), *tower.support)
     meter = _Meter(sum(file.size for file in files), progress)
     sources: dict[str, Path] = {}
     records = []
-    for file in files:
-        path = _obtain(resolved, file, hub, meter)
-        records.append(_verify_here(resolved, file, path, hub))
+    for file, part in (*parts, *((file, None) for file in tower.support)):
+        path, record = _obtain(resolved, file, part, hub, meter)
+        records.append(record)
         meter.finish(file)
         sources[plain_name(file)] = path
-    headers = [read_header(sources[plain_name(file)], file.path) for file in tower.weights]
-    tensors = _union(tower, headers)
+    weights = [file for file, _ in parts]
+    headers = [read_header(sources[plain_name(file)], file.path) for file in weights]
+    if wanted is None:
+        tensors = _union(tower, headers)
+    else:
+        tensors = {name: info for header in headers for name, info in header.items()}
+        _check_unchanged(wanted, tensors, tower)
     _link(sources, into)
-    weights = tuple(into / plain_name(file) for file in tower.weights)
-    return FetchedTower(into, weights, tuple(records), tensors)
+    return FetchedTower(
+        into, tuple(into / plain_name(file) for file in weights), tuple(records), tensors
+    )
+
+
+def _parts(tower: TowerFiles, wanted: Header | None) -> list[tuple[RepoFile, Header | None]]:
+    """The weight files that are needed, and which of their tensors are; None for all."""
+    if wanted is None:
+        return [(file, None) for file in tower.weights]
+    parts = [
+        (file, tensors_in(plain_name(file), wanted, tower.weight_map)) for file in tower.weights
+    ]
+    return [(file, part) for file, part in parts if part]
+
+
+def _check_unchanged(wanted: Header, found: Header, tower: TowerFiles) -> None:
+    """What was decided from the header must be true of the file that came."""
+    for name, info in wanted.items():
+        other = found.get(name)
+        if other is None or (other.dtype, other.shape) != (info.dtype, info.shape):
+            raise MalformedFileError(
+                f"Tensor {shown(name)} of {tower.weights[0].path} is not the one that the header "
+                "announced: the file changed while it was read. Try again."
+            )
 
 
 def plain_name(file: RepoFile) -> str:
@@ -98,18 +144,44 @@ class _Meter:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total, self._progress = total, progress
         self._finished = 0
+        self._sizes: dict[RepoFile, int] = {}
 
     def advance(self, received: int) -> None:
         """Of the file that is under way, `received` bytes are here."""
         if self._progress is not None:
             self._progress(min(self._finished + received, self._total), self._total)
 
+    def expect(self, file: RepoFile, size: int) -> None:
+        """Of `file`, only `size` bytes will come."""
+        self._total += size - self._sizes.get(file, file.size)
+        self._sizes[file] = size
+
     def finish(self, file: RepoFile) -> None:
-        self._finished += file.size
+        self._finished += self._sizes.get(file, file.size)
         self.advance(0)
 
 
-def _obtain(resolved: ResolvedRepo, file: RepoFile, hub: Hub, meter: _Meter) -> Path:
+def _obtain(
+    resolved: ResolvedRepo, file: RepoFile, part: Header | None, hub: Hub, meter: _Meter
+) -> tuple[Path, FileRecord]:
+    """A verified file, or one with the tensors of `part` alone where that saves enough."""
+    if part and _can_be_read_in_part(resolved, file, part, hub):
+        meter.expect(file, size_of(part))
+        try:
+            return fetch_tensors(resolved, file, part, hub, meter.advance)
+        except RangeIgnoredError:
+            meter.expect(file, file.size)
+    path = _download(resolved, file, hub, meter)
+    return path, _verify_here(resolved, file, path, hub)
+
+
+def _can_be_read_in_part(resolved: ResolvedRepo, file: RepoFile, part: Header, hub: Hub) -> bool:
+    if resolved.repo_id is None or is_offline() or not is_worth(file, part):
+        return False
+    return cached_path(resolved, file, hub) is None
+
+
+def _download(resolved: ResolvedRepo, file: RepoFile, hub: Hub, meter: _Meter) -> Path:
     if resolved.repo_id is None or resolved.commit_sha is None:
         return local_path(resolved, file)
     with hub_errors(resolved.repo_id, resolved.commit_sha, hub=hub):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_amdet.report.schema import FileRecord
 
@@ -30,6 +30,66 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+    span: tuple[int, int]
+    """First byte and first byte behind, counted from the start of the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.span[1] - self.span[0]
+
+
+Header = Mapping[str, TensorInfo]
+"""The tensors of one safetensors file by name."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What a LoRA adds to one weight: scale * up @ down.
+
+    Attributes:
+        module: the module of the bare text model, such as ``encoder.layers.0.mlp.fc1``.
+        down, up: names of the `[r, in]` and `[out, r]` tensors in the adapter's file.
+        alpha: name of the tensor that holds alpha, where the file holds it.
+        scale: the factor that the adapter's settings state; None for alpha / r, or 1 without an
+            alpha.
+    """
+
+    module: str
+    down: str
+    up: str
+    alpha: str | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class AdapterPart:
+    """What an adapter does to one text tower of its base.
+
+    Attributes:
+        component: "text_encoder", "text_encoder_2", ... of a pipeline; "" for a base that is a
+            text tower itself.
+    """
+
+    component: str
+    changes: tuple[LowRank, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """A LoRA that changes text towers of another repo, its base."""
+
+    path: str
+    """The adapter's file inside the repo."""
+    weights: RepoFile
+    base: str
+    """Repo id of the base, the owner's word."""
+    base_revision: str | None
+    parts: tuple[AdapterPart, ...]
+
+
+Dialect = Literal["transformers", "open_clip"]
+"""Whose tensor names a checkpoint uses."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +97,20 @@ class TowerFiles:
     """The files that make one text tower, not yet fetched."""
 
     path: str
-    """Folder inside the repo, "" for its root."""
+    """Folder inside the repo, "" for its root; the weight file where the folder holds several
+    towers, with the prefix of its tensors behind a # where the file does."""
     architecture: str
     config: Mapping[str, Any]
-    """Parsed config.json; not trusted."""
+    """Parsed config.json, or the sizes that the shapes of the tensors say; not trusted."""
     weights: tuple[RepoFile, ...]
     """safetensors files: one, or the shards of an index."""
     support: tuple[RepoFile, ...]
-    """config.json, the tokenizer's files, and the index of sharded weights."""
+    """config.json, the tokenizer's files (none where the repo has none), the index of shards."""
     weight_map: Mapping[str, str] | None = None
     """Tensor to shard, as the index states it; None for a single weight file."""
+    prefix: str = ""
+    """What the names of its tensors begin with, in a file that holds other things too."""
+    dialect: Dialect = "transformers"
 
 
 @dataclass(frozen=True)
@@ -80,6 +144,9 @@ class ResolvedRepo:
     towers: tuple[TowerFiles, ...]
     unreadable: tuple[UnreadableTower, ...] = ()
     out_of_scope: tuple[OutOfScope, ...] = ()
+    adapters: tuple[AdapterFiles, ...] = ()
+    card: RepoFile | None = None
+    """README.md at the root."""
 
 
 @dataclass(frozen=True)
@@ -89,5 +156,5 @@ class FetchedTower:
     directory: Path
     weights: tuple[Path, ...]
     files: tuple[FileRecord, ...]
-    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    tensors: Header = field(repr=False)
     """Union of the headers of all weight files."""

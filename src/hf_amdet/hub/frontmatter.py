@@ -105,6 +105,24 @@ def read_key(front: FrontMatter) -> dict[str, Any] | None:
     return {str(name): item for name, item in value.items()}
 
 
+def strings_under(yaml_bytes: bytes, key: str, *, first_line: int) -> list[str]:
+    """The plain string under a key of the top mapping, or the strings of a plain list there.
+
+    Raises:
+        CardError: what to mend, and where.
+    """
+    try:
+        events = _events(yaml_bytes.decode(), first_line)
+    except UnicodeDecodeError as error:
+        raise CardError("the metadata of README.md is not UTF-8: save the file as UTF-8") from error
+    if not any(isinstance(event, DocumentStartEvent) for event in events):
+        return []
+    for (name, *_), value in _pairs(events)[1]:
+        if isinstance(name, ScalarEvent) and name.value == key:
+            return [str(event.value) for event in value if isinstance(event, ScalarEvent)]
+    return []
+
+
 def _events(text: str, first_line: int) -> list[Event]:
     try:
         events: list[Event] = list(_parse(text, Loader=_LOADER))

@@ -18,6 +18,18 @@ MAX_HEADER_BYTES = 25_000_000
 """Longest header that is read; huggingface_hub has the same limit."""
 
 _PREFIX_BYTES = 8
+_FIRST_READ = 64
+"""Bytes that hold the length of a header and tell any other format."""
+_OTHER_FORMATS = {
+    b"pk\x03\x04": "a zip archive, as torch.save writes it: a pickle that can run code",
+    b"\x80": "a pickle, which can run code",
+    b"version https://git-lfs": "a Git LFS pointer without its content",
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
+    b"gguf": "a GGUF file",
+    b"\x89hdf": "an HDF5 file",
+}
+"""What is found under the name of a safetensors file, by its first bytes in lower case."""
 _MAX_DIMENSIONS = 64
 _MAX_ELEMENTS = 2**63
 _ITEM_BYTES = {
@@ -44,7 +56,14 @@ _ITEM_BYTES = {
 
 
 def parse_header(head: bytes, file_size: int, name: str) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, from its first bytes.
+    """The tensors of a safetensors file, from its first bytes; raises as `parse_head`."""
+    return parse_head(head, file_size, name)[0]
+
+
+def parse_head(
+    head: bytes, file_size: int, name: str
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata, from its first bytes.
 
     Args:
         head: start of the file; must hold the whole header, may hold more.
@@ -67,10 +86,10 @@ def parse_header(head: bytes, file_size: int, name: str) -> dict[str, TensorInfo
     tensors = {}
     spans = []
     for tensor, entry in entries.items():
-        tensors[tensor], begin, stop = _parse_entry(tensor, entry, name)
-        spans.append((begin, stop, tensor))
-    _check_tiling(spans, file_size - end, name)
-    return tensors
+        tensors[tensor] = info = _parse_entry(tensor, entry, end, name)
+        spans.append((*info.span, tensor))
+    _check_tiling(spans, end, file_size, name)
+    return tensors, metadata
 
 
 def header_end(head: bytes, file_size: int, name: str) -> int:
@@ -82,11 +101,19 @@ def header_end(head: bytes, file_size: int, name: str) -> int:
     if file_size < _PREFIX_BYTES or len(head) < _PREFIX_BYTES:
         raise _malformed(name, "it is too short to be a safetensors file")
     length = int.from_bytes(head[:_PREFIX_BYTES], "little")
+    # Only where the length makes no sense: a length can begin like any of these.
+    if length > min(MAX_HEADER_BYTES, file_size) and (kind := _other_format(head)):
+        raise _malformed(name, f"it is {kind}, not a safetensors file")
     if length > MAX_HEADER_BYTES:
         raise _malformed(name, f"its header claims {length} bytes, limit {MAX_HEADER_BYTES}")
     if length > file_size - _PREFIX_BYTES:
         raise _malformed(name, f"its header claims {length} bytes, the file has {file_size}")
     return _PREFIX_BYTES + length
+
+
+def _other_format(head: bytes) -> str | None:
+    begin = head.lstrip().lower()
+    return next((kind for start, kind in _OTHER_FORMATS.items() if begin.startswith(start)), None)
 
 
 def read_header(path: Path, name: str) -> dict[str, TensorInfo]:
@@ -97,8 +124,8 @@ def read_header(path: Path, name: str) -> dict[str, TensorInfo]:
     """
     with path.open("rb") as stream:
         file_size = path.stat().st_size
-        head = stream.read(_PREFIX_BYTES)
-        head += stream.read(header_end(head, file_size, name) - len(head))
+        head = stream.read(_FIRST_READ)
+        head += stream.read(max(0, header_end(head, file_size, name) - len(head)))
     return parse_header(head, file_size, name)
 
 
@@ -129,7 +156,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _parse_entry(tensor: str, entry: Any, name: str) -> tuple[TensorInfo, int, int]:
+def _parse_entry(tensor: str, entry: Any, start: int, name: str) -> TensorInfo:
     fault = f"tensor {shown(tensor)}: "
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _malformed(name, fault + "needs dtype, shape and data_offsets, and nothing else")
@@ -149,7 +176,7 @@ def _parse_entry(tensor: str, entry: Any, name: str) -> tuple[TensorInfo, int, i
     begin, end = offsets
     if end - begin != size:
         raise _malformed(name, fault + f"needs {size} bytes, its data_offsets are {shown(offsets)}")
-    return TensorInfo(dtype, tuple(shape)), begin, end
+    return TensorInfo(dtype, tuple(shape), (start + begin, start + end))
 
 
 def _are_sizes(value: Any) -> bool:
@@ -159,15 +186,20 @@ def _are_sizes(value: Any) -> bool:
     )
 
 
-def _check_tiling(spans: Iterable[tuple[int, int, str]], data_size: int, name: str) -> None:
-    position = 0
+def _check_tiling(
+    spans: Iterable[tuple[int, int, str]], start: int, file_size: int, name: str
+) -> None:
+    position = start
     for begin, end, tensor in sorted(spans):
         if begin != position:
             kind = "overlaps another" if begin < position else "leaves a gap before it"
-            raise _malformed(name, f"tensor {shown(tensor)} {kind}, at byte {begin}")
+            raise _malformed(name, f"tensor {shown(tensor)} {kind}, at byte {begin - start}")
         position = end
-    if position != data_size:
-        raise _malformed(name, f"its tensors take {position} bytes, the file has {data_size}")
+    if position != file_size:
+        raise _malformed(
+            name,
+            f"its tensors take {position - start} bytes, the file has {file_size - start} for them",
+        )
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,42 +19,57 @@ from hf_amdet.errors import (
 )
 from hf_amdet.hub.client import DEFAULT_HUB, Hub, get_start, hub_errors, is_offline, size_mismatch
 from hf_amdet.hub.files import RepoFile, ResolvedRepo
+from hf_amdet.hub.header import shown
+from hf_amdet.hub.partial import read_in_part
 from hf_amdet.report.schema import FileRecord
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SUPPORT = (
-    CONFIG,
+TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Files that are read besides weights; a repo's other files never come near a loader."""
+"""All that is read of a tokenizer; a repo's other files never come near a loader."""
 
+_DEEPEST = 4
+_MOST_FILES = 20_000
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1024 * 1024
 
 
 def list_directory(directory: Path) -> dict[str, RepoFile]:
-    """The regular files of a local directory and of the folders directly below it.
+    """The regular files of a local directory, up to four folders down; links are not descended.
 
     Raises:
-        UsageError: the directory cannot be read.
+        UsageError: the directory cannot be read, or holds more files than a model has.
     """
+    listing: dict[str, RepoFile] = {}
+
+    def walk(folder: Path, depth: int) -> None:
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                name = path.relative_to(directory).as_posix()
+                listing[name] = RepoFile(name, path.stat().st_size)
+            elif depth < _DEEPEST and path.is_dir() and not path.is_symlink():
+                walk(path, depth + 1)
+            if len(listing) > _MOST_FILES:
+                raise UsageError(
+                    f"{directory} holds more than {_MOST_FILES} files. Name the folder of a model."
+                )
+
     try:
-        paths = sorted(directory.iterdir())
-        for folder in [path for path in paths if path.is_dir() and not path.is_symlink()]:
-            paths += sorted(folder.iterdir())
-        names = {path.relative_to(directory).as_posix(): path for path in paths if path.is_file()}
-        return {name: RepoFile(name, path.stat().st_size) for name, path in names.items()}
+        walk(directory, 0)
     except OSError as error:
         raise UsageError(f"{directory} cannot be read: {error.strerror}.") from error
+    return listing
 
 
 def list_commit(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict[str, RepoFile]]:
@@ -101,11 +116,12 @@ def list_commit(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict
 def list_cached(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict[str, RepoFile]]:
     """The files of a pinned commit that are in the cache, for offline use.
 
-    A cache that was not filled by `hf download` or by `fetch` may lack a tokenizer file without
-    anyone being able to tell; what is enough to build a tokenizer is asked for.
+    A cache that was filled by anything but `hf download` or `fetch` may lack files without anyone
+    being able to tell; at the root, a config, weights or a tokenizer without the others is noticed.
 
     Raises:
-        HubUnavailableError: the revision is no full commit sha, or the cache lacks a file.
+        HubUnavailableError: the revision is no full commit sha, the cache lacks a file, or only
+            some tensors of a file were read when the commit was scanned online.
     """
     if revision is None or not _COMMIT_SHA.fullmatch(revision):
         raise HubUnavailableError(
@@ -121,17 +137,46 @@ def list_cached(repo_id: str, revision: str | None, hub: Hub) -> tuple[str, dict
                 revision=revision,
                 cache_dir=hub.cache,
                 local_files_only=True,
-                allow_patterns=[*SUPPORT, WEIGHTS, INDEX],
+                allow_patterns=["*.json", "*.txt", "*spiece.model", "*.safetensors"],
             )
         )
-    listing = {path.name: _cached_file(path) for path in folder.iterdir() if path.is_file()}
-    has_tokenizer = "tokenizer.json" in listing or {"vocab.json", "merges.txt"} <= listing.keys()
-    if CONFIG not in listing or not {WEIGHTS, INDEX} & listing.keys() or not has_tokenizer:
+    listing = {
+        path.relative_to(folder).as_posix(): _cached_file(path, folder)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    partly = sorted(read_in_part(repo_id, revision, hub) - listing.keys())
+    if partly or not _is_complete(listing, repo_id, revision, hub):
+        why = f": only some tensors of {shown(partly[0])} were read before" if partly else ""
         raise HubUnavailableError(
             f"Offline mode is on (HF_HUB_OFFLINE), and {repo_id} at {revision} is not complete in"
-            f" {hub.cache}. Download it first: `hf download {repo_id} --revision {revision}`."
+            f" {hub.cache}{why}. Download it first: `hf download {repo_id} --revision {revision}`."
         )
     return revision, listing
+
+
+def _is_complete(listing: dict[str, RepoFile], repo_id: str, revision: str, hub: Hub) -> bool:
+    """Whether nothing is known to be missing of the cached files."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        # Written when a commit is downloaded as a whole, and compared with the files above.
+        get_cached_repo_tree(repo_id, revision=revision, cache_dir=hub.cache)
+    except CachedRepoTreeNotFoundError:
+        has_weights = any(name.endswith(".safetensors") for name in listing)
+        return has_weights and not _lacks_tokenizer(listing)
+    return True
+
+
+def _lacks_tokenizer(listing: dict[str, RepoFile]) -> bool:
+    """Whether a model at the root has weights and config but nothing to tokenise with."""
+    if CONFIG not in listing:
+        return WEIGHTS in listing
+    return not (
+        {"tokenizer.json", "spiece.model"} & listing.keys()
+        or {"vocab.json", "merges.txt"} <= listing.keys()
+    )
 
 
 def read_start(resolved: ResolvedRepo, file: RepoFile, limit: int, hub: Hub = DEFAULT_HUB) -> bytes:
@@ -147,7 +192,13 @@ def read_start(resolved: ResolvedRepo, file: RepoFile, limit: int, hub: Hub = DE
     if resolved.repo_id is None or resolved.commit_sha is None:
         path = local_path(resolved, file)
     elif is_offline():
-        path = _cached_path(resolved.repo_id, resolved.commit_sha, file, hub)
+        cached = cached_path(resolved, file, hub)
+        if cached is None:
+            raise HubUnavailableError(
+                f"Offline mode is on (HF_HUB_OFFLINE) and {file.path} of {resolved.repo_id} at "
+                f"{resolved.commit_sha} is not in {hub.cache}."
+            )
+        path = cached
     else:
         return get_start(resolved.repo_id, resolved.commit_sha, file, limit, hub=hub)
     try:
@@ -207,24 +258,22 @@ def unreadable(file: RepoFile, error: OSError) -> MalformedFileError:
     return MalformedFileError(f"{file.path} cannot be read: {error.strerror}.")
 
 
-def _cached_file(path: Path) -> RepoFile:
+def _cached_file(path: Path, snapshot: Path) -> RepoFile:
     # huggingface_hub links each file to a blob that is named by the digest the Hub declared.
     blob = path.readlink().name if path.is_symlink() else ""
     return RepoFile(
-        path.name,
+        path.relative_to(snapshot).as_posix(),
         path.stat().st_size,
         sha256=blob if _SHA256.fullmatch(blob) else None,
         git_oid=blob if _COMMIT_SHA.fullmatch(blob) else None,
     )
 
 
-def _cached_path(repo_id: str, commit_sha: str, file: RepoFile, hub: Hub) -> Path:
+def cached_path(resolved: ResolvedRepo, file: RepoFile, hub: Hub) -> Path | None:
+    """Where a file of a commit lies in the cache, if it does."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo_id, file.path, cache_dir=hub.cache, revision=commit_sha)
-    if not isinstance(path, str):
-        raise HubUnavailableError(
-            f"Offline mode is on (HF_HUB_OFFLINE) and {file.path} of {repo_id} at {commit_sha} is"
-            f" not in {hub.cache}."
-        )
-    return Path(path)
+    path = try_to_load_from_cache(
+        str(resolved.repo_id), file.path, cache_dir=hub.cache, revision=resolved.commit_sha
+    )
+    return Path(path) if isinstance(path, str) else None

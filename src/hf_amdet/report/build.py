@@ -7,13 +7,13 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from hf_amdet._version import __version__
-from hf_amdet.errors import TowerError
 from hf_amdet.report.schema import (
     AnchorRecord,
+    BaseRecord,
     CandidateRecord,
     Environment,
     FileRecord,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # detection imports torch, reports can be read without it
     from hf_amdet.detection.runtime import Runtime
 
 NOT_COVERED = (
-    "everything but the text tower: U-Net, image tower, LoRA and other parts of the repo",
+    "everything but the text tower: U-Net, image tower, and what adapters do to them",
+    "hidden states other than the last, which some pipelines read (SD 2 and SDXL)",
     "poisoned rows of the embedding table, and tokenizers that map a string to other tokens",
     "attacks added after download: prompt tuning, textual inversion, adapters",
     "attribute backdoors that shift features without bringing them together",
@@ -39,18 +40,25 @@ NOT_COVERED = (
 )
 
 
+@dataclass(frozen=True)
+class Place:
+    """A tower of the target and what was read for it."""
+
+    path: str
+    architecture: str | None
+    files: Sequence[FileRecord] = ()
+    base: BaseRecord | None = None
+
+
 def scanned(
-    path: str,
-    architecture: str,
-    files: Sequence[FileRecord],
-    anchor: AnchorRecord,
-    detection: Detection,
+    place: Place, anchor: AnchorRecord, detection: Detection, notes: Sequence[Reason] = ()
 ) -> TowerReport:
-    """The entry of a tower that was scanned."""
+    """The entry of a tower that was scanned; `notes` stand behind the verdict's reasons."""
     conclusion = detection.conclusion
+    reasons = [Reason(code=f.code, message=f.message) for f in conclusion.findings]
     return TowerReport(
-        path=path,
-        architecture=architecture,
+        path=place.path,
+        architecture=place.architecture,
         verdict=Verdict(conclusion.answer),
         score=conclusion.score if math.isfinite(conclusion.score) else None,
         p_value=None,
@@ -66,8 +74,9 @@ def scanned(
             )
             for c in conclusion.criteria
         ),
-        reasons=tuple(Reason(code=f.code, message=f.message) for f in conclusion.findings),
-        files=tuple(files),
+        reasons=(*reasons, *notes),
+        files=tuple(place.files),
+        base=place.base,
         anchor=anchor,
         candidates=tuple(
             CandidateRecord(
@@ -83,17 +92,12 @@ def scanned(
 
 
 def without_detection(
-    path: str,
-    architecture: str | None,
-    verdict: Verdict,
-    reason: Reason,
-    files: Sequence[FileRecord] = (),
-    anchor: AnchorRecord | None = None,
+    place: Place, verdict: Verdict, reason: Reason, anchor: AnchorRecord | None = None
 ) -> TowerReport:
     """The entry of a tower that no inversion was run on."""
     return TowerReport(
-        path=path,
-        architecture=architecture,
+        path=place.path,
+        architecture=place.architecture,
         verdict=verdict,
         score=None,
         p_value=None,
@@ -101,14 +105,21 @@ def without_detection(
         statistics={},
         thresholds=(),
         reasons=(reason,),
-        files=tuple(files),
+        files=tuple(place.files),
+        base=place.base,
         anchor=anchor,
     )
 
 
-def failure(error: TowerError) -> Reason:
-    """The reason that stands for an error which kept a tower from being scanned."""
-    return Reason(code=error.code, message=str(error))
+def as_another(place: Place, other: TowerReport) -> TowerReport:
+    """The entry of a tower whose weights are those of another one, which has the answer."""
+    reason = Reason(
+        code="same_weights",
+        message="To the precision of fp16 its weights are those of the tower "
+        f"{other.path or 'at the root'}, and the answer is the same.",
+    )
+    entry = without_detection(place, other.verdict, reason, other.anchor)
+    return entry.model_copy(update={"score": other.score})
 
 
 def environment(runtime: Runtime) -> Environment:

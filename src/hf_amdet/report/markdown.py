@@ -224,5 +224,7 @@ def _statistics(tower: TowerReport) -> Iterator[tuple[str, Statistic, Threshold 
 
 def _file_table(files: Sequence[FileRecord]) -> Markdown:
     rows = ["| File | Bytes | SHA-256 |", "|---|---|---|"]
-    rows += [f"| {code(file.path)} | {file.size} | {code(file.sha256)} |" for file in files]
+    for file in files:
+        part = f", as declared; {len(file.tensors)} tensors of it were read" if file.tensors else ""
+        rows.append(f"| {code(file.path)} | {file.size} | {code(file.sha256)}{part} |")
     return Markdown("\n".join(rows))

@@ -43,7 +43,7 @@ _LONGEST_NAME, _DEEPEST = 64, 8
 
 _TRIGGER_NOTE = (
     "Recovered by inversion; [k, D] in embedding-layer space, with the position embeddings of the "
-    "k places behind BOS."
+    "k places behind the first k tokens (behind BOS for CLIP)."
 )
 _TEXTUAL_INVERSION_NOTE = (
     "For load_textual_inversion of diffusers; a token embedding, without the position embeddings "
@@ -173,11 +173,12 @@ def _tower_files(tower: ScannedTower, report: Report) -> dict[str, bytes]:
         "objective": detection.decisive.objective,
     }
     files[TRIGGER] = _safetensors("trigger", trigger, {**origin, "note": _TRIGGER_NOTE})
-    files[TEXTUAL_INVERSION] = _safetensors(
-        TRIGGER_WORD,
-        _token_embedding(trigger, tower.position),
-        {**origin, "note": _TEXTUAL_INVERSION_NOTE},
-    )
+    if tower.family == "clip":  # The only family that diffusers reads them for.
+        files[TEXTUAL_INVERSION] = _safetensors(
+            TRIGGER_WORD,
+            _token_embedding(trigger, tower.position),
+            {**origin, "note": _TEXTUAL_INVERSION_NOTE},
+        )
     return files
 
 

@@ -99,7 +99,13 @@ class FileRecord(_Frozen):
 
     path: str
     size: int
-    sha256: Sha256
+    sha256: Sha256 = Field(
+        description="of the whole file; where `tensors` is given, as the Hub declares it"
+    )
+    tensors: dict[str, Sha256] = Field(
+        default={},
+        description="digest of each tensor's bytes, where only these were read of the file",
+    )
 
 
 class AnchorRecord(_Frozen):
@@ -108,10 +114,19 @@ class AnchorRecord(_Frozen):
     name: str
     repo_id: str | None
     commit_sha: CommitSha | None
-    chosen_by: Literal["given", "registry"]
+    path: str = Field(default="", description="of the tower inside the repo")
+    chosen_by: Literal["given", "registry", "base_model"]
     distance: float = Field(
         description="relative Frobenius distance of the encoder weights, |S - A| / |A|"
     )
+    files: tuple[FileRecord, ...]
+
+
+class BaseRecord(_Frozen):
+    """The model that an adapter was merged into, which its owner named."""
+
+    repo_id: str
+    commit_sha: CommitSha | None
     files: tuple[FileRecord, ...]
 
 
@@ -128,7 +143,10 @@ class CandidateRecord(_Frozen):
 class TowerReport(_Frozen):
     """One text tower of the repo."""
 
-    path: str = Field(description='folder inside the repo, "" for its root')
+    path: str = Field(
+        description='folder inside the repo, "" for its root; the weight file where a folder holds '
+        "several towers, with the prefix of its tensors behind # where a file does"
+    )
     architecture: str | None
     verdict: Verdict
     score: float | None = Field(
@@ -140,6 +158,9 @@ class TowerReport(_Frozen):
     thresholds: tuple[Threshold, ...]
     reasons: tuple[Reason, ...]
     files: tuple[FileRecord, ...]
+    base: BaseRecord | None = Field(
+        default=None, description="of an adapter, which `files` then names"
+    )
     anchor: AnchorRecord | None
     candidates: tuple[CandidateRecord, ...] = ()
 

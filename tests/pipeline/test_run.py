@@ -12,6 +12,7 @@ from hf_amdet.hub.client import Hub
 from hf_amdet.report.files import to_json, validate
 from tests import towers
 from tests.hub_double import HubDouble
+from tests.pipeline import files_of
 
 REPO, ANCHOR = "org/suspect", "org/anchor"
 
@@ -24,12 +25,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def anchored(hub: HubDouble, tmp_path: Path) -> HubDouble:
-    hub.add_repo(ANCHOR, _files(towers.save(towers.make_model(), tmp_path / "anchor")))
+    hub.add_repo(ANCHOR, files_of(towers.save(towers.make_model(), tmp_path / "anchor")))
     return hub
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _scan(
@@ -48,10 +45,15 @@ def _the_reason(report: Report) -> str:
     return reason.code
 
 
+def _verdicts(report: Report) -> dict[str, Verdict]:
+    validate(json.loads(to_json(report)))
+    return {tower.path: tower.verdict for tower in report.towers}
+
+
 def test_a_scan_reports_what_it_read_and_how(
     anchored: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    sha = anchored.add_repo(REPO, _files(folder))
+    sha = anchored.add_repo(REPO, files_of(folder))
 
     report = _scan(anchored, tmp_path)
 
@@ -74,7 +76,7 @@ def test_a_scan_reports_what_it_read_and_how(
 def test_the_same_scan_gives_the_same_report_but_for_the_times(
     anchored: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
 
     first, second = (_scan(anchored, tmp_path) for _ in range(2))
 
@@ -95,7 +97,7 @@ def test_a_folder_is_scanned_without_a_hub(folder: Path, tmp_path: Path) -> None
 
 
 def test_without_an_anchor_there_is_no_answer(hub: HubDouble, folder: Path, tmp_path: Path) -> None:
-    hub.add_repo(REPO, _files(folder))
+    hub.add_repo(REPO, files_of(folder))
 
     report = _scan(hub, tmp_path, anchor=None)
 
@@ -119,7 +121,7 @@ def test_a_copy_with_another_tokenizer_is_no_copy(anchored: HubDouble, tmp_path:
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["cat</w>"], vocabulary["dog</w>"] = vocabulary["dog</w>"], vocabulary["cat</w>"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
 
     report = _scan(anchored, tmp_path)
 
@@ -129,9 +131,9 @@ def test_a_copy_with_another_tokenizer_is_no_copy(anchored: HubDouble, tmp_path:
 def test_an_anchor_of_another_shape_is_refused(
     hub: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    hub.add_repo(REPO, _files(folder))
+    hub.add_repo(REPO, files_of(folder))
     other = towers.make_model(num_hidden_layers=3)
-    hub.add_repo(ANCHOR, _files(towers.save(other, tmp_path / "other")))
+    hub.add_repo(ANCHOR, files_of(towers.save(other, tmp_path / "other")))
 
     with pytest.raises(AnchorError, match=r"num_hidden_layers is 3, the suspect's 2"):
         _scan(hub, tmp_path)
@@ -140,7 +142,7 @@ def test_an_anchor_of_another_shape_is_refused(
 def test_an_anchor_that_cannot_be_read_is_no_verdict_about_the_suspect(
     hub: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    hub.add_repo(REPO, _files(folder))
+    hub.add_repo(REPO, files_of(folder))
     hub.add_repo(ANCHOR, {"config.json": b'{"model_type": "clip"}', "pytorch_model.bin": b"x"})
 
     with pytest.raises(AnchorError, match=ANCHOR):
@@ -161,7 +163,7 @@ def test_a_repo_without_a_text_tower_is_not_scanned(anchored: HubDouble, tmp_pat
 
 
 def test_pickles_are_not_opened(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
-    files = _files(folder)
+    files = files_of(folder)
     files["pytorch_model.bin"] = files.pop("model.safetensors")
     anchored.add_repo(REPO, files)
 
@@ -172,7 +174,7 @@ def test_pickles_are_not_opened(anchored: HubDouble, folder: Path, tmp_path: Pat
 def test_nan_weights_are_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
     spoilt = torch.full((32,), torch.nan)
     towers.edit_weights(folder, final_layer_norm__weight=spoilt)
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
 
     assert _the_reason(_scan(anchored, tmp_path)) == "corrupt_weights"
 
@@ -182,7 +184,7 @@ def test_weights_that_do_not_fit_are_not_even_downloaded(
     anchored: HubDouble, folder: Path, tmp_path: Path, tensor: torch.Tensor | None
 ) -> None:
     towers.edit_weights(folder, encoder__layers__1__mlp__fc1__weight=tensor)
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
 
     assert _the_reason(_scan(anchored, tmp_path)) == "weights_mismatch"
     whole = [r for r in anchored.requests if "suspect" in r.path and r.range is None]
@@ -190,7 +192,7 @@ def test_weights_that_do_not_fit_are_not_even_downloaded(
 
 
 def test_a_header_that_lies_is_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
-    files = _files(folder)
+    files = files_of(folder)
     files["model.safetensors"] = files["model.safetensors"][:-100]
     anchored.add_repo(REPO, files)
 
@@ -198,7 +200,7 @@ def test_a_header_that_lies_is_named(anchored: HubDouble, folder: Path, tmp_path
 
 
 def test_tampered_bytes_are_named(anchored: HubDouble, folder: Path, tmp_path: Path) -> None:
-    files = _files(folder)
+    files = files_of(folder)
     anchored.add_repo(REPO, files)
     weights = files["model.safetensors"]
     anchored.tamper(REPO, "model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
@@ -209,7 +211,7 @@ def test_tampered_bytes_are_named(anchored: HubDouble, folder: Path, tmp_path: P
 def test_a_busy_hub_is_an_error_and_not_an_old_answer(
     anchored: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
     _scan(anchored, tmp_path, anchor=None)  # now it is in the cache
     anchored.fail(status=503)
 
@@ -222,7 +224,7 @@ def test_weights_that_users_do_not_get_are_not_scanned_in_their_place(
     anchored: HubDouble, folder: Path, tmp_path: Path, key: str
 ) -> None:
     towers.edit_config(folder, **{key: "other.safetensors"})
-    anchored.add_repo(REPO, _files(folder))
+    anchored.add_repo(REPO, files_of(folder))
 
     assert _the_reason(_scan(anchored, tmp_path)) == "malformed_file"
 
@@ -230,30 +232,43 @@ def test_weights_that_users_do_not_get_are_not_scanned_in_their_place(
 def test_an_adapter_beside_the_weights_is_not_overlooked(
     anchored: HubDouble, folder: Path, tmp_path: Path
 ) -> None:
-    anchored.add_repo(REPO, _files(folder) | {"adapter_config.json": b"{}"})
-
-    assert _the_reason(_scan(anchored, tmp_path)) == "malformed_file"
-
-
-def test_a_text_encoder_in_a_subfolder_is_not_passed_over(
-    anchored: HubDouble, folder: Path, tmp_path: Path
-) -> None:
-    files = _files(folder)
-    below = {f"text_encoder/{name}": data for name, data in files.items()}
-    other = {"unet/config.json": b"{}", "unet/model.safetensors": b"x"}
-    anchored.add_repo(REPO, files | below | other)
+    anchored.add_repo(REPO, files_of(folder) | {"adapter_config.json": b"{}"})
 
     report = _scan(anchored, tmp_path)
 
-    assert [(t.path, t.verdict) for t in report.towers if t.path] == [
-        ("text_encoder", Verdict.NOT_SCANNED)
-    ]
+    assert _verdicts(report) == {
+        "": Verdict.NO_EVIDENCE,
+        "adapter_config.json": Verdict.NOT_SCANNED,
+    }
     assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_every_tower_of_a_repo_has_an_entry_and_one_unread_withholds_the_answer(
+    anchored: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    files = files_of(folder)
+    good = {f"text_encoder/{name}": data for name, data in files.items()}
+    drifted = towers.save(towers.make_model(drift=0.02), tmp_path / "other")
+    second = {f"text_encoder_2/{name}": data for name, data in files_of(drifted).items()}
+    broken = {f"text_encoder_3/{name}": data for name, data in files.items()}
+    broken["text_encoder_3/model.safetensors"] = b"<!DOCTYPE html><html></html>" * 10
+    other = {"unet/config.json": b"{}", "unet/model.safetensors": b"x"}
+    anchored.add_repo(REPO, good | second | broken | other)
+
+    report = _scan(anchored, tmp_path)
+
+    assert _verdicts(report) == {
+        "text_encoder": Verdict.NO_EVIDENCE,
+        "text_encoder_2": Verdict.NO_EVIDENCE,
+        "text_encoder_3": Verdict.NOT_SCANNED,
+    }
+    assert "HTML" in report.towers[-1].reasons[0].message
+    assert report.verdict is Verdict.INCONCLUSIVE and report.exit_code == 3
     assert "unet" in report.out_of_scope[0].message
 
 
 def test_a_mistyped_anchor_costs_no_download(hub: HubDouble, folder: Path, tmp_path: Path) -> None:
-    hub.add_repo(REPO, _files(folder))
+    hub.add_repo(REPO, files_of(folder))
 
     with pytest.raises(UnknownRepoError, match="org/typo"):
         _scan(hub, tmp_path, anchor="org/typo")
