@@ -211,6 +211,42 @@ def test_an_output_that_nobody_takes_is_an_error_and_loses_nothing(
     assert load(output / "report.json").verdict == "no_evidence"
 
 
+def test_the_known_anchors_are_listed_without_a_network(tmp_path: Path) -> None:
+    environment = _environment(tmp_path)
+
+    listed = _run("anchors", environment=environment)
+    told = _run("anchors", "--format", "human", environment=environment)
+
+    entries = {entry["repo_id"]: entry for entry in json.loads(listed.stdout)}
+    large = entries["openai/clip-vit-large-patch14"]
+    assert large["revision"] == "32bd64288804d66eefd0ccbe215aa642df71cc41"
+    assert large["text"]["hidden_size"] == 768
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert all(name in told.stdout for name in entries)
+
+
+def test_why_a_target_has_no_anchor_is_told(suspect: Path, tmp_path: Path) -> None:
+    environment = _environment(tmp_path)
+
+    done = _run("anchors", suspect, environment=environment)
+    told = _run("anchors", suspect, "--format", "human", "-q", environment=environment)
+
+    (entry,) = json.loads(done.stdout)
+    assert (entry["path"], entry["chosen"]) == ("", None)
+    misfits = {candidate["anchor"]: candidate["misfit"] for candidate in entry["considered"]}
+    assert all(misfits.values())
+    assert any("hidden_size is 768, the suspect's 32" in misfit for misfit in misfits.values())
+    assert "no anchor" in told.stdout and "hidden_size" in told.stdout
+    assert done.returncode == told.returncode == 0
+
+
+def test_anchors_that_cannot_be_reached_are_an_error(tmp_path: Path) -> None:
+    done = _run("anchors", "org/model", environment=_environment(tmp_path))
+
+    assert done.returncode == 2
+    assert "hub_unavailable" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_what_nobody_expected_is_no_verdict(tmp_path: Path) -> None:
     program = (
         "import sys; from hf_amdet.cli import app; from unittest import mock\n"
