@@ -1,12 +1,12 @@
 """hf-amdet: find backdoors in the weights of text encoders on the Hugging Face Hub.
 
 >>> from hf_amdet import ScanConfig, scan
->>> report = scan("org/model", ScanConfig(anchor="openai/clip-vit-large-patch14"))
+>>> report = scan("org/model", ScanConfig(seed=1))
 >>> report.verdict, report.exit_code
 
-`scan` resolves the repo to a commit, downloads its text tower (safetensors only, nothing in it
+`scan` resolves the repo to a commit, downloads its text towers (safetensors only, nothing in it
 is executed), recovers trigger embeddings by gradient descent (AMDET, arXiv 2512.00343), judges
-them against a clean anchor and returns a `Report`. Its `Verdict` is never "safe": it says what
+them against the nearest clean tower that it knows and returns a `Report`. Its `Verdict` is never "safe": it says what
 was found, with which thresholds, and the report says what was not covered. Whatever goes wrong
 is an `hf_amdet.errors.AmdetError`.
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--revision", help="Branch, tag, commit or refs/pr/N; also as TARGET@REVISION.")
 @click.option(
-    "--anchor", metavar="TARGET", help="The clean model to compare with; also with @REVISION."
+    "--anchor",
+    metavar="TARGET",
+    help="The clean model to compare with. [default: the nearest of `hf-amdet anchors`]",
 )
 @click.option(
     "--profile",
@@ -73,7 +75,7 @@ def scan(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Scan the text encoder of TARGET: org/model[@revision], or a local folder."""
+    """Scan the text encoders of TARGET: org/model[@revision], a local folder or weight file."""
     if publish_flagged and publish == "none":
         raise click.UsageError("--publish-flagged needs --publish commit or --publish pr.")
     from hf_amdet.cli.progress import LiveObserver

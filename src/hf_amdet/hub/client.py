@@ -6,6 +6,7 @@ huggingface_hub itself is imported when it is first needed, to keep the start of
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,11 +65,18 @@ class Hub:
         return Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
 
     def assets(self, repo_id: str, commit_sha: str) -> Path:
-        """The folder for what hf-amdet makes of a commit's files; it exists."""
+        """The folder for what hf-amdet makes of a commit's files; it exists.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         from huggingface_hub import cached_assets_path
 
         beside = None if self.cache_dir is None else self.cache.parent / "assets"
-        return cached_assets_path("hf-amdet", repo_id, commit_sha, assets_dir=beside)
+        try:
+            return cached_assets_path("hf-amdet", repo_id, commit_sha, assets_dir=beside)
+        except ValueError as error:  # Where a file is in the way.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
     def api(self) -> HfApi:
         """A client that names hf-amdet to the Hub."""
