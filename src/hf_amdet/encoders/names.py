@@ -93,7 +93,10 @@ def locate(
     else:
         plain = _plain_names(own, expected)
         sources = {name: Source(plain[name]) if name in plain else None for name in expected}
-    missing = sorted(name for name, source in sources.items() if source is None)
+    # What is searched lies in front of the projection: the tower can be read without it.
+    missing = sorted(
+        name for name, source in sources.items() if source is None and name != PROJECTION
+    )
     if missing:
         raise WeightsMismatchError(
             f"{len(missing)} text tensors are missing from the checkpoint, first {missing[0]}. "
