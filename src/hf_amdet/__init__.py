@@ -6,9 +6,9 @@
 
 `scan` resolves the repo to a commit, downloads its text towers (safetensors only, nothing in it
 is executed), recovers trigger embeddings by gradient descent (AMDET, arXiv 2512.00343), judges
-them against the nearest clean tower that it knows and returns a `Report`. Its `Verdict` is never "safe": it says what
-was found, with which thresholds, and the report says what was not covered. Whatever goes wrong
-is an `hf_amdet.errors.AmdetError`.
+them against the nearest clean tower that it knows and returns a `Report`. Its `Verdict` is never
+"safe": it says what was found, with which thresholds, and the report says what was not covered.
+Whatever goes wrong is an `hf_amdet.errors.AmdetError`.
 
 Importing this module does not import torch; the first use of `scan` does.
 """

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from hf_amdet.hub.files import TensorInfo
+
 CONFIG = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 4}
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -49,8 +51,22 @@ def sharded_tower(weight_map: Mapping[str, Any] | None = None) -> dict[str, byte
 
 
 def write(files: Mapping[str, bytes], directory: Path) -> Path:
-    """The files as a local directory."""
+    """The files as a local directory, with folders for the slashes in their names."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        (directory / name).write_bytes(data)
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return directory
+
+
+def described(*files: bytes) -> dict[str, TensorInfo]:
+    """What the headers of safetensors files say, read without the code under test."""
+    tensors = {}
+    for data in files:
+        start = 8 + int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8:start]).items():
+            begin, end = entry["data_offsets"]
+            span = (start + begin, start + end)
+            tensors[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), span)
+    return tensors

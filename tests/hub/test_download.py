@@ -23,22 +23,14 @@ from hf_amdet.errors import (
 )
 from hf_amdet.hub.client import Hub
 from hf_amdet.hub.download import _Meter, _progress_class, fetch, read_tensors
-from hf_amdet.hub.files import FetchedTower, RepoFile, ResolvedRepo, TensorInfo, TowerFiles
+from hf_amdet.hub.files import FetchedTower, RepoFile, ResolvedRepo, TowerFiles
 from hf_amdet.hub.resolve import resolve
-from tests.hub import SHARDS, sharded_tower, tower, weights, write
+from tests.hub import SHARDS, described, sharded_tower, tower, weights, write
 from tests.hub_double import HubDouble
 
-TENSORS = {"a": TensorInfo("F32", (3, 4)), "b": TensorInfo("F32", (3, 4))}
+TENSORS = described(weights())
 READ = ["config.json", "merges.txt", "model.safetensors", "tokenizer_config.json", "vocab.json"]
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def at(hub: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """The double as `fetch` is told of it, with an empty cache; retries do not wait."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return Hub(hub.endpoint, cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -78,11 +70,11 @@ def serve(
 ) -> Any:  # a function from files to a target
     """Offers a tower's files on the Hub or as a local directory; returns the target."""
 
-    def offer(files: dict[str, bytes]) -> str:
+    def offer(files: dict[str, bytes], name: str = "model") -> str:
         if request.param == "hub":
-            hub.add_repo("org/model", files)
-            return "org/model"
-        return str(write(files, tmp_path / "tower"))
+            hub.add_repo(f"org/{name}", files)
+            return f"org/{name}"
+        return str(write(files, tmp_path / name))
 
     return offer
 
@@ -111,14 +103,15 @@ def test_shards_arrive_with_their_index(serve: Any, into: Path, at: Hub) -> None
     files = sharded_tower()
     fetched = _fetch(serve(files), into, at)
     assert fetched.weights == tuple(into / shard for shard in SHARDS)
-    assert fetched.tensors == TENSORS
+    assert fetched.tensors == described(*(files[shard] for shard in SHARDS))
     assert _content(into)["model.safetensors.index.json"] == files["model.safetensors.index.json"]
 
 
 def test_headers_are_read_before_the_files(serve: Any, at: Hub) -> None:
-    for files in (tower(), sharded_tower()):
-        repo = resolve(serve(files), at)
-        assert read_tensors(repo, _tower(repo), at) == TENSORS
+    for number, files in enumerate((tower(), sharded_tower())):
+        repo = resolve(serve(files, f"model{number}"), at)
+        parts = [files[file.path] for file in _tower(repo).weights]
+        assert read_tensors(repo, _tower(repo), at) == described(*parts)
         assert not at.cache.exists()
 
 
