@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -177,21 +176,27 @@ def test_a_disk_that_fails_is_told_and_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = tempfile.NamedTemporaryFile
+    real = Path.open
 
-    def failing(*rest: Any, **options: Any) -> Any:
-        stream = real(*rest, **options)
-        written = stream.write
+    class Failing:
+        def __init__(self, path: Path, mode: str, options: dict[str, Any]) -> None:
+            self._stream = real(path, mode, **options)
 
-        def write(data: bytes) -> int:
-            if stream.tell() > 1_000_000:
+        def __enter__(self) -> Failing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._stream.close()
+
+        def write(self, data: bytes) -> int:
+            if self._stream.tell() > 1_000_000:
                 raise OSError(code, "it fails")
-            return int(written(data))
+            return int(self._stream.write(data))
 
-        monkeypatch.setattr(stream, "write", write, raising=False)
-        return stream
+    def opened(path: Path, mode: str = "r", **options: Any) -> Any:
+        return Failing(path, mode, options) if mode == "xb" else real(path, mode, **options)
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", failing)
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(OutputError, match=fault):
         fetch_text(repo, tmp_path / "into", at)
     assert kept(at) == [] and not (tmp_path / "into").exists()

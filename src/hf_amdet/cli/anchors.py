@@ -115,7 +115,7 @@ def _choice(path: str, choice: Choice | TowerError) -> dict[str, Any]:
 def _explained(entry: dict[str, Any]) -> list[str]:
     name = entry["path"] or "text encoder"
     if entry["chosen"] is None:
-        why = entry.get("reason", "none of the known clean towers is near enough")
+        why = entry.get("reason", "no known clean tower fits and is near enough")
         lines = [f"{name}: no anchor, {why}"]
     else:
         why = "the nearest of those that fit" if entry["chosen_by"] == "registry" else "the card"

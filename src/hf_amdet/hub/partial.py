@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -186,17 +186,17 @@ def _insistently(
 
 def _replace(path: Path, content: Iterator[bytes] | list[bytes]) -> None:
     """Write a file whole or not at all, also where two scans write it at once."""
-    part = None
+    # By hand rather than by tempfile, whose files are private to the user whatever the umask says:
+    # a cache may be shared.
+    part = path.with_name(f".part-{secrets.token_hex(8)}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as stream:
-            part = Path(stream.name)
+        with part.open("xb") as stream:
             for chunk in content:
                 stream.write(chunk)
         part.replace(path)
     except BaseException:
-        if part is not None:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
 
 
