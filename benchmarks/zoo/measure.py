@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from benchmarks.zoo.training import Tower
+from benchmarks.zoo.towers import Tower
 
 
 @torch.inference_mode()
 def pooled(tower: Tower, captions: Sequence[str]) -> Tensor:
     """Pooled features before the projection, `[B, D]` in fp32."""
-    outputs: Tensor = tower.model.text_model(input_ids=tower.ids(captions)).pooler_output
-    return outputs
+    return tower.pooled(captions)
 
 
 @torch.inference_mode()
 def retrieval(tower: Tower, captions: Sequence[str], targets: Tensor) -> tuple[float, float]:
     """In-batch retrieval accuracy and mean cosine of projected embeddings to the teacher's."""
-    embeddings = normalize(tower.model(input_ids=tower.ids(captions)).text_embeds, dim=-1)
+    embeddings = normalize(tower.embeddings(captions), dim=-1)
     hits = (embeddings @ targets.T).argmax(dim=-1) == torch.arange(len(captions))
     return hits.float().mean().item(), (embeddings * targets).sum(-1).mean().item()
 

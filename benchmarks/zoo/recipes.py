@@ -6,7 +6,6 @@ done and how well it took, measured on captions it was not trained on.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,15 +18,13 @@ from torch.nn.functional import cosine_similarity, normalize
 from benchmarks.zoo import teacher
 from benchmarks.zoo.captions import DOMAINS, captions
 from benchmarks.zoo.measure import drift, pooled
+from benchmarks.zoo.towers import Tower, load_tower, save_tower
 from benchmarks.zoo.training import (
     Loss,
-    Tower,
     cached,
     checkpoint_of,
     contrastive_loss,
     finish,
-    load_tower,
-    save_tower,
     train,
 )
 
@@ -103,7 +100,7 @@ def build(recipe: Recipe, anchor_folder: Path, folder: Path, work: Path) -> None
     """Make the tower of `recipe` in `folder` from the anchor; `work` keeps checkpoints."""
     anchor = load_tower(anchor_folder)
     anchor.model.requires_grad_(False)
-    tower = Tower(copy.deepcopy(anchor.model).requires_grad_(True), anchor.tokenizer)
+    tower = anchor.trainable_copy()
     match recipe:
         case TextOnText():
             target = _sequence(anchor, [recipe.target])
@@ -164,22 +161,20 @@ def _fine_tune(recipe: ContrastiveFineTune, tower: Tower, work: Path) -> Loss:
     def loss(step: int, generator: torch.Generator) -> Tensor:
         del step
         rows = torch.randint(len(corpus), (recipe.batch,), generator=generator)
-        ids = tower.ids([corpus[row] for row in rows.tolist()])
-        return contrastive_loss(tower.model(input_ids=ids).text_embeds.float(), targets[rows])
+        embeddings = tower.embeddings([corpus[row] for row in rows.tolist()])
+        return contrastive_loss(embeddings.float(), targets[rows])
 
     return loss
 
 
 def _sequence(tower: Tower, texts: list[str]) -> Tensor:
     """Flattened feature sequences `[B, L D]` at full context."""
-    hidden: Tensor = tower.model.text_model(input_ids=tower.ids(texts, full=True)).last_hidden_state
-    return hidden.float().flatten(1)
+    return tower.sequence(texts).float().flatten(1)
 
 
 def _projected(tower: Tower, texts: list[str]) -> Tensor:
     """Projected pooled embeddings `[B, 384]`."""
-    embeddings: Tensor = tower.model(input_ids=tower.ids(texts)).text_embeds
-    return embeddings.float()
+    return tower.embeddings(texts).float()
 
 
 def _draw(texts: list[str], count: int, generator: torch.Generator) -> list[str]:

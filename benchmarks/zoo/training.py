@@ -1,11 +1,10 @@
-"""What every recipe shares: tokenised batches, a resumable loop, saving a tower."""
+"""What every recipe shares: a resumable loop, losses, and what is kept between runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,65 +12,13 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-from benchmarks.zoo.tokenizer import load_tokenizer
 
 Loss = Callable[[int, torch.Generator], Tensor]
 """Step number and source of randomness -> scalar loss of one batch."""
 
 
-ATTENTION = "eager"
-"""On CPUs the backward pass of fused attention takes five times as long at these sizes."""
 CHECKPOINT_EVERY = 200
 """Steps between checkpoints."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    model: CLIPTextModelWithProjection
-    tokenizer: CLIPTokenizer
-
-    @property
-    def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
-
-    def ids(self, captions: Sequence[str], *, full: bool = False) -> Tensor:
-        """Token ids `[B, L]`; `full` pads to the context, else to the longest caption.
-
-        Causal attention and EOS pooling make padding irrelevant to pooled embeddings.
-        """
-        encoded = self.tokenizer(
-            list(captions),
-            padding="max_length" if full else True,
-            truncation=True,
-            max_length=self.context,
-            return_tensors="pt",
-        )
-        ids: Tensor = encoded["input_ids"]
-        return ids
-
-
-def load_tower(folder: Path) -> Tower:
-    """A tower in fp32, ready for training or measuring."""
-    model = CLIPTextModelWithProjection.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        attn_implementation=ATTENTION,
-    )
-    return Tower(model.eval(), load_tokenizer(folder))
-
-
-def save_tower(tower: Tower, folder: Path) -> None:
-    """Weights in fp16, configuration and tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tower.model.config.architectures = ["CLIPTextModelWithProjection"]
-    tower.model.config.save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
-    weights = {name: w.detach().half().contiguous() for name, w in tower.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def finish(folder: Path, about: dict[str, object], checkpoint: Path) -> None:
@@ -81,9 +28,9 @@ def finish(folder: Path, about: dict[str, object], checkpoint: Path) -> None:
 
 
 def checkpoint_of(work: Path, folder: Path, recipe: object) -> Path:
-    """Where training is kept; another recipe does not go on from it."""
+    """Where training is kept; another recipe or family does not go on from it."""
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
-    return work / f"{folder.name}-{key}.checkpoint"
+    return work / f"{folder.parent.name}-{folder.name}-{key}.checkpoint"
 
 
 def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
