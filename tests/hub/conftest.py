@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def repo(hub: HubDouble, at: Hub, clip: Arrays) -> ResolvedRepo:
     found = resolve("org/model", at)
     hub.forget_requests()
     return found
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Iterator[Path]:
+    """Where to fetch to; holds nothing, or a whole tower, when the test is over."""
+    folder = tmp_path / "into"
+    yield folder
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    assert not names or "config.json" in names

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_amdet.hub.client import Hub
-from hf_amdet.hub.files import ResolvedRepo, TowerFiles
+from hf_amdet.hub.files import ResolvedRepo, TowerFiles, UnreadableTower
 from hf_amdet.hub.resolve import resolve
 from tests.hub import write
 from tests.hub_double import HubDouble
@@ -44,8 +44,11 @@ class Layout:
 
 
 def described(found: TowerFiles) -> Tower:
-    """A tower that was found, with the roles of its support files by their names."""
-    support = [file.path for file in found.support]
+    """A tower that was found, with the roles of its support files by their names.
+
+    The index of a pipeline, which all of its towers have, is left out.
+    """
+    support = [file.path for file in found.support if not file.path.endswith("model_index.json")]
     settings = (".index.json", "index.fp16.json", "fp16.index.json", "config.json")
     others = tuple(path for path in support if path.endswith(settings) and "tokenizer_" not in path)
     return Tower(
@@ -92,3 +95,12 @@ def check(layout: Layout, hub: HubDouble, at: Hub, folder: Path) -> list[Resolve
         compare(repo, layout)
     assert not at.cache.exists()
     return repos
+
+
+def unreadable(repo: ResolvedRepo, *others: str) -> UnreadableTower:
+    """The only tower, which cannot be read; `others` are all that is said to be none."""
+    assert repo.towers == () and repo.adapters == ()
+    assert len(repo.out_of_scope) == len(others)
+    assert all(other in part.message for other, part in zip(others, repo.out_of_scope, strict=True))
+    (tower,) = repo.unreadable
+    return tower

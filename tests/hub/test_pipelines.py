@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_amdet.hub.client import Hub
+from hf_amdet.hub.resolve import resolve
 from tests.hub.expected import Layout, Tower, check
 from tests.hub.models import (
     BPE,
@@ -308,3 +309,12 @@ def test_a_pipeline_is_found_with_everything_that_is_in_it(
     name: str, hub: HubDouble, at: Hub, tmp_path: Path
 ) -> None:
     check(PIPELINES[name], hub, at, tmp_path / "local")
+
+
+def test_the_index_that_decides_the_class_is_one_of_the_files(hub: HubDouble, at: Hub) -> None:
+    """Else a later scan from the cache would go by the config's own word."""
+    hub.add_repo("org/model", PIPELINES["SDXL"].files)
+    towers = resolve("org/model", at).towers
+    assert towers
+    for tower in towers:
+        assert [file.path for file in tower.support].count("model_index.json") == 1

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +14,19 @@ from hf_amdet.errors import (
 )
 from hf_amdet.hub import folder as folder_module
 from hf_amdet.hub.client import Hub
-from hf_amdet.hub.files import OutOfScope, ResolvedRepo, UnreadableTower
+from hf_amdet.hub.files import OutOfScope, ResolvedRepo
 from hf_amdet.hub.resolve import parse_target, resolve
 from tests.hub import CONFIG, SHARDS, sharded_tower, tower, weights, write
+from tests.hub.expected import unreadable
 from tests.hub_double import HubDouble
 
 INDEX = "model.safetensors.index.json"
-
-
-def _unreadable(repo: ResolvedRepo, *others: str) -> UnreadableTower:
-    """The only tower, which cannot be read; `others` are all that is said to be none."""
-    assert repo.towers == () and repo.adapters == ()
-    assert len(repo.out_of_scope) == len(others)
-    assert all(other in part.message for other, part in zip(others, repo.out_of_scope, strict=True))
-    (tower,) = repo.unreadable
-    return tower
 
 
 def _out_of_scope(repo: ResolvedRepo) -> OutOfScope:
     assert repo.towers == () and repo.unreadable == () and repo.adapters == ()
     (part,) = repo.out_of_scope
     return part
-
-
-def _run(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
 
 
 # Targets
@@ -242,7 +221,7 @@ def test_a_target_without_any_model_is_out_of_scope(tmp_path: Path) -> None:
 def test_a_tower_that_cannot_be_read_says_why(
     changes: dict[str, bytes | None], code: str, fault: str, tmp_path: Path
 ) -> None:
-    found = _unreadable(resolve(str(write(tower(**changes), tmp_path))))
+    found = unreadable(resolve(str(write(tower(**changes), tmp_path))))
     assert found.code == code
     assert fault in found.message
 
@@ -254,7 +233,7 @@ def test_weights_above_the_limit_are_not_read(
     monkeypatch.setattr(folder_module, "MAX_WEIGHT_BYTES", size)
     assert len(resolve(str(write(tower(), tmp_path))).towers) == 1
     monkeypatch.setattr(folder_module, "MAX_WEIGHT_BYTES", size - 1)
-    found = _unreadable(resolve(str(tmp_path)))
+    found = unreadable(resolve(str(tmp_path)))
     assert (found.code, found.architecture) == (MalformedFileError.code, "CLIPTextModel")
 
 
@@ -267,7 +246,7 @@ def test_a_tokenizer_as_large_as_siglips_is_read_and_one_above_the_limit_is_not(
         os.truncate(path, size)
         assert len(resolve(str(tmp_path)).towers) == 1
     os.truncate(path, 64 * 1024**2 + 1)
-    found = _unreadable(resolve(str(tmp_path)))
+    found = unreadable(resolve(str(tmp_path)))
     assert found.code == MalformedFileError.code
     assert name in found.message
 
@@ -279,7 +258,7 @@ def test_more_shards_than_the_limit_are_not_read(
     monkeypatch.setattr(folder_module, "MAX_SHARDS", 2)
     assert len(resolve(str(tmp_path)).towers) == 1
     monkeypatch.setattr(folder_module, "MAX_SHARDS", 1)
-    assert f"{INDEX} names 2 files" in _unreadable(resolve(str(tmp_path))).message
+    assert f"{INDEX} names 2 files" in unreadable(resolve(str(tmp_path))).message
 
 
 def test_shards_are_found_through_the_index(tmp_path: Path) -> None:
@@ -323,14 +302,14 @@ def test_path_tricks_in_shard_names_are_malformed(shard: Any, tmp_path: Path) ->
     write({"secret.safetensors": weights("a")}, tmp_path)
     write({"model.safetensors": weights("a")}, tmp_path / "tower" / "sub")
     repo = resolve(str(write(sharded_tower({"a": shard}), tmp_path / "tower")))
-    found = _unreadable(repo, "'sub/model.safetensors'")
+    found = unreadable(repo, "'sub/model.safetensors'")
     assert found.code == MalformedFileError.code
     assert INDEX in found.message
 
 
 @pytest.mark.parametrize("index", [b"{}", b"[]", b'{"weight_map": {}}', b'{"weight_map": []}'])
 def test_an_index_without_weights_is_malformed(index: bytes, tmp_path: Path) -> None:
-    found = _unreadable(resolve(str(write({**sharded_tower(), INDEX: index}, tmp_path))))
+    found = unreadable(resolve(str(write({**sharded_tower(), INDEX: index}, tmp_path))))
     assert found.code == MalformedFileError.code
 
 
@@ -340,7 +319,7 @@ def test_a_link_that_leaves_the_directory_is_not_followed(name: str, tmp_path: P
     inside = write(tower(), tmp_path / "tower")
     (inside / name).unlink()
     (inside / name).symlink_to(tmp_path / "outside" / name)
-    found = _unreadable(resolve(str(inside)))
+    found = unreadable(resolve(str(inside)))
     assert found.code == MalformedFileError.code
     assert "leaves its folder" in found.message
 
@@ -355,4 +334,4 @@ def test_a_link_inside_the_directory_is_followed(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_there(tmp_path: Path) -> None:
     write(tower(model__safetensors=None), tmp_path)
     os.mkfifo(tmp_path / "model.safetensors")
-    assert _unreadable(resolve(str(tmp_path))).code == NoTextTowerError.code
+    assert unreadable(resolve(str(tmp_path))).code == NoTextTowerError.code

@@ -24,23 +24,12 @@ from hf_amdet.errors import (
     UnknownRevisionError,
     UsageError,
 )
-from hf_amdet.hub import source as source_module
 from hf_amdet.hub.client import Hub
-from hf_amdet.hub.files import OutOfScope, ResolvedRepo, UnreadableTower
+from hf_amdet.hub.files import OutOfScope, ResolvedRepo
 from hf_amdet.hub.resolve import resolve
 from tests.hub import CONFIG, SHARDS, sharded_tower, tower, weights, write
+from tests.hub.expected import unreadable
 from tests.hub_double import HubDouble
-
-INDEX = "model.safetensors.index.json"
-
-
-def _unreadable(repo: ResolvedRepo, *others: str) -> UnreadableTower:
-    """The only tower, which cannot be read; `others` are all that is said to be none."""
-    assert repo.towers == () and repo.adapters == ()
-    assert len(repo.out_of_scope) == len(others)
-    assert all(other in part.message for other, part in zip(others, repo.out_of_scope, strict=True))
-    (tower,) = repo.unreadable
-    return tower
 
 
 def _out_of_scope(repo: ResolvedRepo) -> OutOfScope:
@@ -100,13 +89,13 @@ def test_every_request_after_the_first_is_pinned_to_the_commit(hub: HubDouble, a
 
 def test_a_pickle_only_repo_names_the_way_out(hub: HubDouble, at: Hub) -> None:
     hub.add_repo("org/model", tower(model__safetensors=None, pytorch_model__bin=b"x"))
-    assert _unreadable(resolve("org/model", at)).code == PickleOnlyError.code
+    assert unreadable(resolve("org/model", at)).code == PickleOnlyError.code
 
 
 def test_files_in_subfolders_are_not_taken_for_the_towers(hub: HubDouble, at: Hub) -> None:
     files = {"sub/pytorch_model.bin": b"x", "sub/model.safetensors": weights()}
     hub.add_repo("org/model", {**tower(model__safetensors=None), **files})
-    found = _unreadable(
+    found = unreadable(
         resolve("org/model", at), "'sub/model.safetensors'", "'sub/pytorch_model.bin'"
     )
     assert (found.path, found.code) == ("", NoTextTowerError.code)
@@ -127,73 +116,10 @@ def test_folders_below_the_root_are_looked_into(hub: HubDouble, at: Hub, tmp_pat
         }
 
 
-def test_local_folders_are_looked_into_four_levels_down(tmp_path: Path) -> None:
-    for depth in range(6):
-        write(tower(), tmp_path.joinpath(*"abcde"[:depth]))
-    assert [found.path for found in resolve(str(tmp_path)).towers] == [
-        "",
-        "a",
-        "a/b",
-        "a/b/c",
-        "a/b/c/d",
-    ]
-
-
-def test_linked_folders_and_circles_of_links_are_not_descended(tmp_path: Path) -> None:
-    inside = write(tower(), tmp_path / "inside")
-    write(tower(), tmp_path / "outside")
-    (inside / "link").symlink_to(tmp_path / "outside")
-    (inside / "circle").symlink_to(inside)
-    (inside / "self").symlink_to("self")
-    assert [found.path for found in resolve(str(inside)).towers] == [""]
-
-
-def test_a_folder_of_more_files_than_a_model_has_is_wrong_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tower(), tmp_path)
-    monkeypatch.setattr(source_module, "_MOST_FILES", len(tower()))
-    assert len(resolve(str(tmp_path)).towers) == 1
-    write({"sub/more": b""}, tmp_path)
-    with pytest.raises(UsageError, match="Name the folder of a model"):
-        resolve(str(tmp_path))
-
-
-# A single local file
-
-
-def test_a_safetensors_file_is_a_target_with_the_settings_beside_it(tmp_path: Path) -> None:
-    files = tower(model__fp16__safetensors=weights("c"), other__safetensors=weights("d"))
-    write(files, tmp_path)
-    repo = resolve(str(tmp_path / "model.fp16.safetensors"))
-    (found,) = repo.towers
-    assert (repo.target, repo.directory) == ("model.fp16.safetensors", tmp_path.resolve())
-    assert (found.path, found.config) == ("model.fp16.safetensors", CONFIG)
-    assert [file.path for file in found.weights] == ["model.fp16.safetensors"]
-    assert len(found.support) == 4
-    assert not repo.unreadable and not repo.out_of_scope
-
-
-@pytest.mark.parametrize("name", ["model.bin", "missing.safetensors"])
-def test_no_other_file_is_a_target(name: str, tmp_path: Path) -> None:
-    write({"model.bin": b"x"}, tmp_path)
-    with pytest.raises(UsageError, match="no safetensors file"):
-        resolve(str(tmp_path / name))
-
-
-def test_a_single_file_that_is_a_link_out_of_its_folder_is_not_followed(tmp_path: Path) -> None:
-    write({"blob": weights()}, tmp_path)
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "x.safetensors").symlink_to(tmp_path / "blob")
-    found = _unreadable(resolve(str(tmp_path / "snapshot" / "x.safetensors")))
-    assert found.code == MalformedFileError.code
-    assert "x.safetensors is a link that leaves its folder" in found.message
-
-
 @pytest.mark.parametrize("shard", ["../x.safetensors", "unet/model.safetensors", "/x.safetensors"])
 def test_path_tricks_of_a_hub_index_are_malformed(shard: str, hub: HubDouble, at: Hub) -> None:
     hub.add_repo("org/model", {**sharded_tower({"a": shard}), "unet/model.safetensors": weights()})
-    found = _unreadable(resolve("org/model", at), "'unet/model.safetensors'")
+    found = unreadable(resolve("org/model", at), "'unet/model.safetensors'")
     assert found.code == MalformedFileError.code
 
 
@@ -289,14 +215,14 @@ def test_a_tampered_config_is_not_read(hub: HubDouble, at: Hub) -> None:
     hub.add_repo("org/model", tower())
     config = json.dumps(CONFIG).encode()
     hub.tamper("org/model", "config.json", config.replace(b"4", b"5"))
-    assert _unreadable(resolve("org/model", at)).code == HashMismatchError.code
+    assert unreadable(resolve("org/model", at)).code == HashMismatchError.code
 
 
 def test_a_config_of_another_size_than_declared_is_not_read(hub: HubDouble, at: Hub) -> None:
     hub.add_repo("org/model", tower())
     for size in (10, 1000):
         hub.lie_size("org/model", "config.json", size)
-        assert _unreadable(resolve("org/model", at)).code == HashMismatchError.code
+        assert unreadable(resolve("org/model", at)).code == HashMismatchError.code
 
 
 # Secrets and start-up

@@ -22,6 +22,7 @@ from yaml.events import (  # type: ignore[import-untyped,unused-ignore]
     MappingStartEvent,
     NodeEvent,
     ScalarEvent,
+    SequenceStartEvent,
 )
 
 from hf_amdet.errors import CardError
@@ -33,6 +34,7 @@ _LOADER: Any = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )  # ten times faster where it is built in
 _MAX_DEPTH = 64
+_NULLS = ("", "~", "null", "Null", "NULL")
 _LINE_END = re.compile(r"\r\n|\r|\n|\Z")
 _LAST_LINE_END = re.compile(r"[\r\n](?=[^\r\n]*\Z)")
 
@@ -106,7 +108,7 @@ def read_key(front: FrontMatter) -> dict[str, Any] | None:
 
 
 def strings_under(yaml_bytes: bytes, key: str, *, first_line: int) -> list[str]:
-    """The plain string under a key of the top mapping, or the strings of a plain list there.
+    """The string under a key of the top mapping, or the strings of a flat list there, else [].
 
     Raises:
         CardError: what to mend, and where.
@@ -117,10 +119,25 @@ def strings_under(yaml_bytes: bytes, key: str, *, first_line: int) -> list[str]:
         raise CardError("the metadata of README.md is not UTF-8: save the file as UTF-8") from error
     if not any(isinstance(event, DocumentStartEvent) for event in events):
         return []
-    for (name, *_), value in _pairs(events)[1]:
-        if isinstance(name, ScalarEvent) and name.value == key:
-            return [str(event.value) for event in value if isinstance(event, ScalarEvent)]
-    return []
+    values = [
+        value
+        for (name, *_), value in _pairs(events)[1]
+        if isinstance(name, ScalarEvent) and name.value == key
+    ]
+    # Of a key that stands twice readers take one or the other.
+    return _strings(values[0]) if len(values) == 1 else []
+
+
+def _strings(value: list[Event]) -> list[str]:
+    """A plain string, or a list of such; nothing else, and nothing of a list with other things."""
+    if isinstance(value[0], SequenceStartEvent):
+        value = value[1:-1]
+    texts = [
+        str(event.value)
+        for event in value
+        if isinstance(event, ScalarEvent) and not (event.implicit[0] and event.value in _NULLS)
+    ]
+    return texts if len(texts) == len(value) else []
 
 
 def _events(text: str, first_line: int) -> list[Event]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -153,7 +154,12 @@ class _Survey:
             return
         tokenizer = name.replace("text_encoder", "tokenizer")
         beside = self._folders.get(f"{root}/{tokenizer}" if root else tokenizer, {})
-        yield from self._examined(path, tokenizer=beside, component=class_name)
+        # It decides what the folder is loaded as, so it is one of the tower's files.
+        index = self._folders[root][PIPELINE]
+        for part in self._examined(path, tokenizer=beside, component=class_name):
+            if isinstance(part, TowerFiles):
+                part = replace(part, support=(*part.support, index))
+            yield part
 
     def _models(self) -> Iterator[Part]:
         """Folders with a config.json that no pipeline names."""
