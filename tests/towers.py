@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_amdet.encoders.clip import ClipTower
-from hf_amdet.encoders.loading import load_tower
+from hf_amdet.encoders.loading import build_tower, read_weights
 from hf_amdet.encoders.names import Dialect
 from hf_amdet.encoders.tower import ModelTower
 
@@ -202,11 +202,12 @@ def make_projection() -> Tensor:
 
 
 def load(folder: Path, *, prefix: str = "", dialect: Dialect = "transformers") -> ModelTower:
-    """`load_tower` with what a scan hands it."""
+    """The tower in a folder, read and built from what a scan hands on."""
     config = read_config(folder)
     (architecture,) = config["architectures"]
     files = weight_files(folder)
-    return load_tower(folder, files, config, architecture, CPU, prefix=prefix, dialect=dialect)
+    tensors = read_weights(files, config, architecture, prefix=prefix, dialect=dialect)
+    return build_tower(tensors, config, architecture, folder, CPU)
 
 
 def weight_files(folder: Path) -> list[Path]:

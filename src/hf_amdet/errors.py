@@ -17,6 +17,8 @@
     │       └── CardError          the model card cannot be edited without losing something
     ├── TowerError                 a text tower that cannot be scanned: verdict ``not_scanned``
     │   ├── NoTextTowerError       nothing in the repo is a text tower that we know
+    │   ├── NoBaseError            an adapter without the model that it belongs to
+    │   ├── TooManyError           more files than are looked into
     │   ├── PickleOnlyError        weights only in formats that execute code on load
     │   ├── MalformedFileError     a header, config or tokenizer that lies or does not parse
     │   ├── HashMismatchError      the bytes are not those that the Hub declared
@@ -99,6 +101,14 @@ class TowerError(AmdetError):
 
 class NoTextTowerError(TowerError):
     code = "no_text_tower"
+
+
+class NoBaseError(TowerError):
+    code = "no_base"
+
+
+class TooManyError(TowerError):
+    code = "too_many"
 
 
 class PickleOnlyError(TowerError):

@@ -183,3 +183,19 @@ class TestSiglip:
 )
 def test_each_architecture_has_its_family(architecture: str, family: str) -> None:
     assert family_of(architecture).name == family
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "clip_text_model", "text_config": {"num_hidden_layers": 6}},
+        {"model_type": "siglip_text_model", "text_config": {}},
+        {"model_type": "clip", "num_hidden_layers": 6},
+        {"model_type": "siglip2"},
+    ],
+)
+def test_a_config_that_loaders_read_in_two_ways_is_refused(config: dict[str, Any]) -> None:
+    """Some follow the nested sizes, some the outer ones."""
+    family = SIGLIP if "siglip" in config["model_type"] else CLIP
+    with pytest.raises(MalformedFileError, match="text_config"):
+        text_config(config, family)

@@ -263,3 +263,31 @@ def test_thirds_are_query_key_and_value() -> None:
     attention = tower.model.encoder.layers[1].self_attn
     for third, part in enumerate((attention.q_proj, attention.k_proj, attention.v_proj)):
         assert torch.equal(Source("packed", third).take(packed), part.weight)
+
+
+class TestOtherTensors:
+    """What stands among a tower's tensors and is none of them could be used by some loader."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "encoder.layers.2.mlp.fc1.weight",
+            "encoder.layers.0.mlp.fc1.scale_weight",
+            "encoder.layers.0.mlp.fc1.weight.theta",
+            "embeddings.token_embedding.more",
+            "final_layer_norm.scale",
+        ],
+    )
+    @pytest.mark.parametrize("prefix", ["", "text_model."])
+    def test_they_are_refused_by_name(self, tmp_path: Path, prefix: str, name: str) -> None:
+        folder = save(make_model(), tmp_path, "prefixed" if prefix else "flat")
+        whole = f"{prefix}{name}"
+        edit_weights(folder, **{whole.replace(".", "__"): torch.ones(3)})
+        with pytest.raises(WeightsMismatchError, match=name):
+            load(folder)
+
+    @pytest.mark.parametrize("name", ["logit_scale", "vision_model.encoder.layers.9.mlp.fc1.bias"])
+    def test_those_of_other_parts_are_not(self, tmp_path: Path, name: str) -> None:
+        folder = save(make_model(), tmp_path)
+        edit_weights(folder, **{name.replace(".", "__"): torch.ones(3)})
+        load(folder)

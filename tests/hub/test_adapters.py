@@ -117,11 +117,16 @@ def test_adapter_of_other_parts_changes_no_text_tower(other: Shapes) -> None:
     assert _parts(other, SETTINGS) == ()
 
 
-def test_bare_names_are_those_of_the_class_that_the_settings_name() -> None:
+def test_bare_names_are_a_text_towers_whatever_class_the_settings_name() -> None:
+    """No loader is bound to that class: it cannot hide a change of a text tower."""
     flat = {name.replace("text_model.", ""): shape for name, shape in PEFT_PAIR.items()}
-    for base, found in (("CLIPTextModel", 1), ("CLIPVisionModel", 0)):
-        mapping = {"base_model_class": base, "parent_library": "transformers"}
-        assert len(_parts(flat, SETTINGS | {"auto_mapping": mapping})) == found
+    text, vision = (
+        SETTINGS | {"auto_mapping": {"base_model_class": base}}
+        for base in ("CLIPTextModel", "CLIPVisionModel")
+    )
+    assert len(_parts(flat, text)) == 1
+    with pytest.raises(MalformedFileError, match="could be one of a text tower"):
+        _parts(flat, vision)
 
 
 LOHA = {f"{KOHYA}.hada_{half}": (4, 32) for half in ("w1_a", "w1_b", "w2_a", "w2_b")}

@@ -268,7 +268,7 @@ ADAPTERS = {
     ),
     "PEFT beside a whole model": Layout(
         {**TEXT, "adapter_config.json": _settings(), "adapter_model.safetensors": PEFT},
-        {"": Tower("CLIPTextModel", ("model.safetensors",), (), ("config.json",))},
+        unreadable=(("", "CLIPTextModel", "malformed_file", "beside the model"),),
         adapters=(("adapter_model.safetensors", "org/base", None, ("",)),),
     ),
     "diffusers": Layout(

@@ -104,8 +104,9 @@ PIPELINES = {
         },
         other=(
             ("", "'safety_checker' ('StableDiffusionSafetyChecker'), 'unet'"),
-            ("", "run code: 'text_encoder/pytorch_model.bin', 'v1-5-pruned-emaonly.ckpt'"),
+            ("", "run code: 'text_encoder/pytorch_model.bin'."),
         ),
+        unreadable=(("", None, "pickle_only", "not read: 'v1-5-pruned-emaonly.ckpt'"),),
     ),
     "SD 2.1 with 23 layers": Layout(
         pipeline(
@@ -216,7 +217,10 @@ PIPELINES = {
     "Hunyuan-DiT": Layout(
         pipeline(
             {"text_encoder": ("transformers", "BertModel"), "text_encoder_2": T5},
-            text_encoder={"config.json": config("bert", "BertModel"), "model.safetensors": WEIGHTS},
+            text_encoder={
+                "config.json": config("bert", "BertModel"),
+                "model.safetensors": file(other("embeddings.word_embeddings.weight")),
+            },
             text_encoder_2=LARGE,
         ),
         other=(("", "'text_encoder' ('BertModel'), 'text_encoder_2' ('T5EncoderModel'), 'unet'"),),

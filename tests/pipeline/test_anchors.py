@@ -196,6 +196,34 @@ def test_an_anchor_that_is_gone_or_a_pickle_is_said(
     assert "cannot be read" in report.towers[0].reasons[0].message
 
 
+def test_a_registered_repo_of_another_shape_ends_no_scan(
+    hub: HubDouble, tmp_path: Path, register: Register
+) -> None:
+    """Whoever owns an anchor without a pin must not be able to stop the scans of others."""
+    register("clean/deeper", 0, num_hidden_layers=3)
+    register(NEAR, 0)
+    entries: list[Known] = register.entries  # type: ignore[attr-defined]
+    entries[0] = replace(entries[0], text=entries[1].text)
+    _suspect(hub, tmp_path)
+
+    report = _scan(hub, tmp_path)
+
+    assert report.verdict is Verdict.NO_EVIDENCE
+    assert report.towers[0].anchor is not None and report.towers[0].anchor.name == NEAR
+
+
+def test_a_given_anchor_whose_config_is_broken_is_named(
+    hub: HubDouble, tmp_path: Path, register: Register
+) -> None:
+    _suspect(hub, tmp_path)
+    folder = towers.save(towers.make_model(0), tmp_path / "broken")
+    towers.edit_config(folder, hidden_size=-1)
+    hub.add_repo(OTHER, files_of(folder))
+
+    with pytest.raises(AnchorError, match="hidden_size"):
+        _scan(hub, tmp_path, anchor=OTHER)
+
+
 def test_a_given_anchor_is_paired_tower_by_tower(
     hub: HubDouble, tmp_path: Path, register: Register
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_amdet import Report, ScanConfig, Verdict, scan
 from hf_amdet.hub.client import Hub
 from hf_amdet.pipeline import anchors as module
+from hf_amdet.pipeline import towers as towers_module
 from hf_amdet.report.files import to_json, validate
 from tests import towers
 from tests.hub_double import HubDouble
@@ -127,6 +128,20 @@ def test_of_a_full_model_only_the_text_side_is_read(
     assert anchored.bytes_sent(f"{REPO}/resolve") < 2_000_000
 
 
+def test_a_tower_that_memory_could_not_hold_is_refused_before_the_download(
+    anchored: HubDouble, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(towers_module, "MAX_TOWER_BYTES", 100_000)
+    anchored.add_repo(REPO, files_of(folder))
+
+    report = _scan(anchored, tmp_path)
+
+    assert _codes(report, "") == ["malformed_file"]
+    assert "100000" in report.towers[0].reasons[0].message
+    whole = [r for r in anchored.requests if "suspect" in r.path and r.range is None]
+    assert not [r for r in whole if "model.safetensors" in r.path]
+
+
 class TestAdapters:
     RANK = 2
 
@@ -231,3 +246,45 @@ class TestAdapters:
         distances = [tower.anchor.distance for tower in report.towers if tower.anchor]
         # Each beside its own clean tower, not beside the other one.
         assert len(distances) == 2 and max(distances) < 0.02
+
+    def test_a_base_that_makes_it_look_clean_is_not_believed(
+        self, anchored: HubDouble, tmp_path: Path
+    ) -> None:
+        """On the base that its owner names the merge is the anchor; on the anchor it is not."""
+        tensors = self._adapter()
+        down, up = tensors.values()
+        weights = _tensors(tmp_path / "anchor")
+        weights[f"{Q}.weight"] = weights[f"{Q}.weight"] - 2 * up @ down
+        base = files_of(tmp_path / "anchor") | {"model.safetensors": save(weights)}
+        anchored.add_repo("evil/base", base)
+        self._upload(anchored, tensors, "evil/base")
+
+        report = _scan(anchored, tmp_path)
+
+        (tower,) = report.towers
+        assert tower.verdict is Verdict.INCONCLUSIVE
+        assert tower.reasons[-1].code == "base_not_vouched"
+        assert "evil/base" in tower.reasons[-1].message
+
+    def test_one_that_cannot_be_parsed_costs_its_neighbour_nothing(
+        self, anchored: HubDouble, folder: Path, tmp_path: Path
+    ) -> None:
+        settings = {
+            "peft_type": "LORA",
+            "r": self.RANK,
+            "lora_alpha": self.RANK,
+            "target_modules": "(" * 499 + "x" + ")" * 499,
+            "base_model_name_or_path": ANCHOR,
+        }
+        adapter = {
+            "lora/adapter_config.json": json.dumps(settings).encode(),
+            "lora/adapter_model.safetensors": save(self._adapter()),
+        }
+        anchored.add_repo(REPO, files_of(folder) | adapter)
+
+        report = _scan(anchored, tmp_path)
+
+        assert _verdicts(report) == {
+            "": Verdict.NO_EVIDENCE,
+            "lora/adapter_model.safetensors": Verdict.NOT_SCANNED,
+        }

@@ -38,6 +38,8 @@ _LIMITS = {
 """Least and largest believable sizes; a config beyond them is refused before memory is spent. A
 sequence has to hold BOS, a word, EOS and a trigger."""
 
+_FLAT = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
+_NESTED = ("clip", "siglip", "siglip2")
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -73,7 +75,7 @@ def text_config(config: Mapping[str, Any], family: Family) -> Any:
     Raises:
         MalformedFileError: a size is missing a sane value or the activation is unknown.
     """
-    sizes = _settings(config.get("text_config", config), family)
+    sizes = _settings(_text_of(config), family)
     older = config.get("text_config_dict")
     # CLIPModel follows text_config_dict, CLIPTextModel text_config: both must say the same.
     if older is not None:
@@ -83,6 +85,20 @@ def text_config(config: Mapping[str, Any], family: Family) -> Any:
                     f"config.json: text_config_dict and text_config differ in {name}."
                 )
     return sizes
+
+
+def _text_of(config: Mapping[str, Any]) -> Any:
+    """The part of a config.json that is about the text tower.
+
+    Where a config is nested that should be flat, or the other way round, loaders differ in what
+    they follow.
+    """
+    kind, nested = config.get("model_type"), "text_config" in config
+    if (kind in _FLAT and nested) or (kind in _NESTED and not nested):
+        raise MalformedFileError(
+            f"config.json: there is {'a' if nested else 'no'} text_config in a {kind}."
+        )
+    return config.get("text_config", config)
 
 
 def expected_shapes(config: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:

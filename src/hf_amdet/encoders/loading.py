@@ -102,21 +102,6 @@ def build_tower(
     return tower.to(device)
 
 
-def load_tower(
-    directory: Path,
-    weights: Sequence[Path],
-    config: Mapping[str, Any],
-    architecture: str,
-    device: torch.device,
-    *,
-    prefix: str = "",
-    dialect: Dialect = "transformers",
-) -> ModelTower:
-    """`read_weights` and `build_tower` in one; raises what they raise."""
-    tensors = read_weights(weights, config, architecture, prefix=prefix, dialect=dialect)
-    return build_tower(tensors, config, architecture, directory, device)
-
-
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

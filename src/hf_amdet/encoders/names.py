@@ -19,6 +19,8 @@ from hf_amdet.errors import WeightsMismatchError
 Dialect = Literal["transformers", "open_clip"]
 
 _PREFIXES = ("text_model.", "clip.", "siglip.", "siglip2.")
+_OWN = ("embeddings.", "encoder.layers.", "final_layer_norm.")
+_BUFFERS = ("embeddings.position_ids",)
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _OPEN_CLIP_LAYER = {
@@ -92,6 +94,7 @@ def locate(
         sources = {name: _from_open_clip(name, own) for name in expected}
     else:
         plain = _plain_names(own, expected)
+        _refuse_others(plain, expected)
         sources = {name: Source(plain[name]) if name in plain else None for name in expected}
     # What is searched lies in front of the projection: the tower can be read without it.
     missing = sorted(
@@ -128,6 +131,19 @@ def _plain_names(own: Mapping[str, str], expected: Mapping[str, object]) -> dict
                 "not defined. Upload one text tower."
             )
     return names
+
+
+def _refuse_others(plain: Mapping[str, str], expected: Mapping[str, object]) -> None:
+    """Refuse what stands among a tower's tensors and is none: some loader may use it.
+
+    Layers beyond the config's number, scales of quantised weights.
+    """
+    for name, whole in plain.items():
+        if name.startswith(_OWN) and name not in expected and name not in _BUFFERS:
+            raise WeightsMismatchError(
+                f"{whole} is no tensor of the text tower that config.json describes, and a loader "
+                "may use it all the same. Upload the text encoder as transformers saves it."
+            )
 
 
 def _plain(name: str) -> str:

@@ -196,7 +196,9 @@ def _placed(key: str, settings: Mapping[str, Any] | None, name: str) -> _Place |
         component, rest = diffusers.groups()
         path, role = _split(rest, _DIFFUSERS_ROLES)
         return _place(key, "diffusers", component, path, _bare(path), role, name)
-    if (peft := _PEFT.fullmatch(key)) and _is_text(peft[1], settings):
+    if (peft := _PEFT.fullmatch(key)) and _is_text(peft[1]):
+        if _FLAT.match(peft[1]) and "Vision" in _base_class(settings):
+            raise _refusal(key, "could be one of a text tower, whatever its settings say", name)
         path, role = _split(peft[1], _PEFT_ROLES)
         return _place(key, "peft", "", path, _bare(path), role, name)
     if _TEXTUAL.search(key) or _FLAT.match(key):
@@ -230,13 +232,17 @@ def _split(rest: str, roles: Mapping[str, _Role]) -> tuple[str, _Role | None]:
     return rest, None
 
 
-def _is_text(path: str, settings: Mapping[str, Any] | None) -> bool:
-    if path.startswith(("text_model.", "text_projection.")):
-        return True
-    # A bare vision model has the same names; only the class tells them apart.
+def _is_text(path: str) -> bool:
+    return path.startswith(("text_model.", "text_projection.")) or bool(_FLAT.match(path))
+
+
+def _base_class(settings: Mapping[str, Any] | None) -> str:
+    """The class that an adapter says it was made for: no loader is bound to it.
+
+    A bare vision model has the names of a bare text model, so only the class tells them apart.
+    """
     mapping = (settings or {}).get("auto_mapping")
-    base_class = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    return bool(_FLAT.match(path)) and "Vision" not in str(base_class)
+    return str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
 
 
 def _bare(path: str) -> str | None:

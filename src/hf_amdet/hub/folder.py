@@ -11,11 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_amdet.errors import MalformedFileError, NoTextTowerError, PickleOnlyError, TowerError
+from hf_amdet.errors import (
+    MalformedFileError,
+    NoTextTowerError,
+    PickleOnlyError,
+    TooManyError,
+    TowerError,
+)
 from hf_amdet.hub.client import Hub
 from hf_amdet.hub.files import OutOfScope, RepoFile, ResolvedRepo, TowerFiles, UnreadableTower
 from hf_amdet.hub.header import parse_json, shown
 from hf_amdet.hub.source import (
+    ADAPTER,
     CONFIG,
     INDEX,
     TOKENIZER_FILES,
@@ -31,6 +38,8 @@ Folder = Mapping[str, RepoFile]
 MAX_CONFIG_BYTES = 1024**2
 MAX_SUPPORT_BYTES = 64 * 1024**2
 MAX_WEIGHT_BYTES = 32 * 1024**3
+MAX_SETS = 8
+"""Sets of weights that are read of one folder: the model and its variants."""
 MAX_SHARDS = 256
 
 ARCHITECTURES = {
@@ -44,7 +53,11 @@ ARCHITECTURES = {
 """By model_type; the first is meant where config.json names none."""
 KNOWN = frozenset(name for names in ARCHITECTURES.values() for name in names)
 
-UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+UNSAFE_SUFFIXES = (
+    *(".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz"),
+    *(".msgpack", ".h5", ".keras", ".gguf", ".onnx"),
+)
+"""Formats that are never opened; most of them can run code when they are loaded."""
 
 _DETOURS = ("transformers_weights", "quantization_config")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
@@ -81,13 +94,21 @@ def examine(
                 path, f"{_declared(config)}{_in(path)} is no text tower that is known here."
             )
             return
-        _refuse_detours(config)
+        _refuse_detours(config, folder)
         sets = _weight_sets(folder)
     except TowerError as error:
         yield UnreadableTower(path, architecture, error.code, str(error))
         return
     support = [folder[CONFIG], *tokenizer_files(folder if tokenizer is None else tokenizer)]
-    for name in sets:
+    if len(sets) > MAX_SETS:
+        yield UnreadableTower(
+            path,
+            architecture,
+            TooManyError.code,
+            f"There are {len(sets)} variants of the weights{_in(path)}; {MAX_SETS} are read. Scan "
+            "the others from a folder of their own.",
+        )
+    for name in sets[:MAX_SETS]:
         place = path if name in (WEIGHTS, INDEX) else folder[name].path
         try:
             yield _tower(repo, place, folder, name, (architecture, config), support, hub)
@@ -241,14 +262,26 @@ def _read_index(repo: ResolvedRepo, file: RepoFile, hub: Hub) -> dict[str, str]:
     return weight_map
 
 
-def _refuse_detours(config: Mapping[str, Any]) -> None:
+def _refuse_detours(config: Mapping[str, Any], folder: Folder) -> None:
     """Refuse what makes loaders use other weights than those that a scan would read."""
     for key in _DETOURS:
-        if key in config:
+        if _holds(config, key):
             raise MalformedFileError(
                 f"{CONFIG} sets {key}: users get other weights than those in {WEIGHTS}, and they "
                 "are not read here. Name a revision with plain weights."
             )
+    if ADAPTER in folder:
+        raise MalformedFileError(
+            f"There is an {ADAPTER} beside the model: loaders that know PEFT load the model that "
+            "it names in place of this one. Upload the model and its adapter apart."
+        )
+
+
+def _holds(value: Any, key: str) -> bool:
+    """Whether a key stands anywhere in a JSON value."""
+    if isinstance(value, Mapping):
+        return key in value or any(_holds(item, key) for item in value.values())
+    return isinstance(value, list) and any(_holds(item, key) for item in value)
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:

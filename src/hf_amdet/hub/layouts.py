@@ -6,7 +6,6 @@ cannot be read (with the reason), to something out of scope, or it is named as n
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,11 +13,17 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_amdet.errors import MalformedFileError, NoTextTowerError, PickleOnlyError, TowerError
+from hf_amdet.errors import (
+    MalformedFileError,
+    NoTextTowerError,
+    PickleOnlyError,
+    TowerError,
+)
 from hf_amdet.hub.adapters import declared_base, declared_revision, is_adapter, parts_of
 from hf_amdet.hub.basemodel import base_models
 from hf_amdet.hub.checkpoints import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, find_towers
 from hf_amdet.hub.client import Hub
+from hf_amdet.hub.components import LANGUAGE_MODELS, components_of
 from hf_amdet.hub.download import read_head
 from hf_amdet.hub.files import (
     AdapterFiles,
@@ -32,7 +37,6 @@ from hf_amdet.hub.files import (
 from hf_amdet.hub.folder import (
     INDEXED,
     KNOWN,
-    UNSAFE_SUFFIXES,
     Folder,
     check_files,
     examine,
@@ -44,22 +48,26 @@ from hf_amdet.hub.folder import (
 )
 from hf_amdet.hub.header import shown
 from hf_amdet.hub.source import ADAPTER, CONFIG
+from hf_amdet.hub.unread import (
+    is_safetensors,
+    names,
+    not_looked_into,
+    passed_over,
+    unread,
+    unsafe_in,
+)
 
 Part = TowerFiles | UnreadableTower | OutOfScope | AdapterFiles
 Listing = Mapping[str, RepoFile]
 """The files of a target by path."""
 
 PIPELINE = "model_index.json"
+MODULAR = "modular_model_index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 MAX_FOLDERS = 32
 MAX_LOOSE_FILES = 64
 """So many folders of a kind and single files are looked into; the rest is named."""
-MAX_COMPONENTS = 64
-
-_NO_CLIP = (("kolors", "ChatGLMModel"),)
-"""Text encoders that are diffusers' own code, and language models."""
-_COMPONENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 def survey(repo: ResolvedRepo, listing: Listing, hub: Hub) -> Iterator[Part]:
@@ -80,6 +88,8 @@ class _Survey:
             self._folders[folder][name] = file
         self._components: set[str] = set()
         """Folders that a pipeline names."""
+        self._heads = 0
+        """Files of other models whose headers were read."""
         self._seen: set[str] = set()
         """Weight files that were accounted for."""
 
@@ -87,6 +97,15 @@ class _Survey:
         found: list[Part] = []
         for path in self._limited(self._with(PIPELINE), MAX_FOLDERS, "pipelines", found):
             found += self._pipeline(path)
+        for path in self._with(MODULAR):
+            found.append(
+                UnreadableTower(
+                    self._folders[path][MODULAR].path,
+                    None,
+                    NoTextTowerError.code,
+                    f"{MODULAR} may name parts in other repos, which are not read here. Scan them.",
+                )
+            )
         found += self._models()
         adapters = self._with(ADAPTER)
         for path in self._limited(adapters, MAX_FOLDERS, "folders with adapters", found):
@@ -101,7 +120,7 @@ class _Survey:
     def _limited(self, paths: list[str], limit: int, what: str, found: list[Part]) -> list[str]:
         """The first of `paths`; the others are named, and nothing in them is looked at again."""
         if rest := paths[limit:]:
-            found.append(_not_looked_into(rest, what))
+            found.append(not_looked_into(rest, what))
             for path in rest:
                 self._seen |= {file.path for file in self._folders[path].values()}
         return paths[:limit]
@@ -110,7 +129,7 @@ class _Survey:
         """The components of a diffusers pipeline, by its model_index.json."""
         file = self._folders[root][PIPELINE]
         try:
-            components = _components(read_json(self._repo, file, self._hub), file.path)
+            components = components_of(read_json(self._repo, file, self._hub), file.path)
         except TowerError as error:
             yield UnreadableTower(file.path, None, error.code, str(error))
             return
@@ -123,7 +142,7 @@ class _Survey:
             elif (
                 "text_encoder" in name
                 and library != "transformers"
-                and (library, class_name) not in _NO_CLIP
+                and (library, class_name) not in LANGUAGE_MODELS
             ):
                 yield UnreadableTower(
                     path,
@@ -135,7 +154,7 @@ class _Survey:
                 self._seen |= weights
             elif weights:
                 others.append(f"{shown(name)} ({shown(class_name)})")
-                self._seen |= weights
+                yield from self._in_disguise(weights)
             self._components.add(path)
         if others:
             yield OutOfScope(root, f"No text tower of CLIP or SigLIP: {', '.join(others)}.")
@@ -167,7 +186,7 @@ class _Survey:
             path
             for path in self._with(CONFIG)
             if path not in self._components
-            and (not path or self._weights_in(path) or _unsafe_in(self._folders[path]))
+            and (not path or self._weights_in(path) or unsafe_in(self._folders[path]))
         ]
         skipped: list[Part] = []
         for path in self._limited(folders, MAX_FOLDERS, "folders with models", skipped):
@@ -195,6 +214,9 @@ class _Survey:
         weights = self._weights_in(path)
         towers = [part for part in parts if isinstance(part, TowerFiles)]
         refused = [part for part in parts if not isinstance(part, TowerFiles)]
+        if any(isinstance(part, OutOfScope) for part in parts):
+            yield from self._in_disguise(weights)
+            return
         for part in refused:
             missing = _lacks_weights(part, NoTextTowerError, PickleOnlyError)
             if part.path == path and not (missing and self._others_in(path)):
@@ -207,7 +229,26 @@ class _Survey:
             shards = sorted(file for file in weights - read if is_shard(PurePosixPath(file).name))
         self._seen |= read | set(shards)
         if shards:
-            yield OutOfScope(path, f"Not read, because loaders pass it over: {_names(shards)}.")
+            yield OutOfScope(path, passed_over(shards))
+
+    def _in_disguise(self, weights: set[str]) -> Iterator[Part]:
+        """Text towers in files that are said to hold something else.
+
+        What a config or an index calls a folder is its owner's word; loaders that are told
+        another class read the weights all the same.
+        """
+        self._seen |= weights
+        files = [self._listing[path] for path in sorted(weights)]
+        room = max(0, MAX_LOOSE_FILES - self._heads)
+        if files[room:]:
+            yield not_looked_into([file.path for file in files[room:]], "weight files")
+        for file in files[:room]:
+            self._heads += 1
+            try:
+                header, _ = self._head(file)
+            except TowerError:
+                continue  # No loader reads it either.
+            yield from self._towers_in(file, header)
 
     def _weights_in(self, path: str) -> set[str]:
         folder = self._folders.get(path, {})
@@ -231,7 +272,7 @@ class _Survey:
         """A folder with an adapter_config.json."""
         folder = self._folders[path]
         if ADAPTER_WEIGHTS not in folder:
-            unsafe = _unsafe_in(folder)
+            unsafe = unsafe_in(folder)
             error = (
                 pickle_only(unsafe[0])
                 if unsafe
@@ -279,33 +320,45 @@ class _Survey:
         files = [
             file
             for path, file in sorted(self._listing.items())
-            if path.endswith(".safetensors") and path not in self._seen
+            if is_safetensors(path) and path not in self._seen
         ]
         without = []
         for number, file in enumerate(files):
             if number >= MAX_LOOSE_FILES:
-                yield _not_looked_into([file.path for file in files[number:]], "weight files")
+                yield not_looked_into([file.path for file in files[number:]], "weight files")
                 break
             found = list(self._single_file(file))
             yield from found
             if not found:
                 without.append(file.path)
         if without:
-            yield OutOfScope("", f"No text tower in {_names(without)}.")
+            yield OutOfScope("", f"No text tower in {names(without)}.")
 
     def _single_file(self, file: RepoFile) -> Iterator[Part]:
-        folder, _, name = file.path.rpartition("/")
-        siblings = self._folders[folder]
         try:
             header, metadata = self._head(file)
             if is_adapter(header):
                 yield self._adapter(file, header, metadata)
                 return
+        except TowerError as error:
+            yield UnreadableTower(file.path, None, error.code, str(error))
+            return
+        yield from self._towers_in(file, header)
+
+    def _towers_in(self, file: RepoFile, header: Header) -> Iterator[Part]:
+        """The text towers that a file's tensors show."""
+        folder, _, name = file.path.rpartition("/")
+        siblings = self._folders[folder]
+        try:
             open_clip, support = None, []
             if name in OPEN_CLIP_WEIGHTS and OPEN_CLIP_CONFIG in siblings:
                 support.append(siblings[OPEN_CLIP_CONFIG])
                 open_clip = read_json(self._repo, siblings[OPEN_CLIP_CONFIG], self._hub)
             towers = list(find_towers(header, file.path, open_clip))
+            if len({tower.prefix for tower in towers}) < len(towers):
+                raise MalformedFileError(
+                    f"{shown(file.path)} holds one text tower under two kinds of names."
+                )
         except TowerError as error:
             yield UnreadableTower(file.path, None, error.code, str(error))
             return
@@ -327,57 +380,14 @@ class _Survey:
 
     def _unsafe(self, found: list[Part]) -> Iterator[Part]:
         """Weights in formats that are never opened; said, because loaders may prefer them."""
-        unsafe = [path for path in sorted(self._listing) if _is_unsafe(path)]
-        readable = any(isinstance(part, TowerFiles | AdapterFiles) for part in found)
+        unsafe = unsafe_in(self._listing)
         if unsafe and not found:
             yield UnreadableTower("", None, PickleOnlyError.code, str(pickle_only(unsafe[0])))
-        elif unsafe and (readable or not any(_lacks_weights(p, PickleOnlyError) for p in found)):
-            yield OutOfScope("", f"Not read, because the format can run code: {_names(unsafe)}.")
-
-
-def _components(index: Mapping[str, Any], source: str) -> list[tuple[str, str, str]]:
-    """Name, library and class of each component that a pipeline has.
-
-    Raises:
-        MalformedFileError: more components than a pipeline has, or a name that is a path.
-    """
-    components = [
-        (name, *entry)
-        for name, entry in sorted(index.items())
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
-    ]
-    if len(components) > MAX_COMPONENTS:
-        raise MalformedFileError(
-            f"{source} names {len(components)} components; at most {MAX_COMPONENTS} are read."
-        )
-    for name, *_ in components:
-        if not _COMPONENT.fullmatch(name):
-            raise MalformedFileError(f"{source} names the component {shown(name)}: no plain name.")
-    return components
+        elif any(isinstance(part, TowerFiles | AdapterFiles) for part in found):
+            yield from unread(self._listing)
+        elif unsafe and not any(_lacks_weights(part, PickleOnlyError) for part in found):
+            yield OutOfScope("", f"Not read, because the format can run code: {names(unsafe)}.")
 
 
 def _lacks_weights(part: Part, *errors: type[TowerError]) -> bool:
     return isinstance(part, UnreadableTower) and part.code in [error.code for error in errors]
-
-
-def _unsafe_in(folder: Folder) -> list[str]:
-    return sorted(name for name in folder if _is_unsafe(name))
-
-
-def _is_unsafe(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in UNSAFE_SUFFIXES
-
-
-def _not_looked_into(paths: list[str], what: str) -> UnreadableTower:
-    return UnreadableTower(
-        "",
-        None,
-        "too_many",
-        f"{len(paths)} more {what} were not looked into: {_names(paths)}. Scan them from a folder "
-        "of their own.",
-    )
-
-
-def _names(paths: list[str]) -> str:
-    named = ", ".join(shown(path) for path in paths[:4])
-    return f"{named} and {len(paths) - 4} more" if len(paths) > 4 else named

@@ -109,7 +109,7 @@ def _names(settings: Mapping[str, Any], setting: str, path: str, where: str) -> 
         raise _refusal(where, fault)
     try:
         return re.fullmatch(named, path) is not None
-    except re.error:
+    except (re.error, RecursionError):
         raise _refusal(where, fault) from None
 
 

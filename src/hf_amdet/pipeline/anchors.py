@@ -102,11 +102,7 @@ class AnchorChooser:
         offers = self._given_towers()
         reasons = []
         for tower in towers:
-            try:
-                shape = shape_of(tower.config, tower.architecture)
-            except MalformedFileError:
-                return
-            reasons += [misfit(shape, shape_of(o.config, o.architecture)) for o in offers]
+            reasons += [_misfit(tower, offer) for offer in offers]
         if None not in reasons:
             raise AnchorError(
                 f"The anchor {self.given.target} does not fit: {reasons[0]}. Give the clean model "
@@ -143,12 +139,7 @@ class AnchorChooser:
         """The towers of the given anchor that fit, the one in the same place first."""
         if self.given is None:
             return []
-        shape = shape_of(files.config, files.architecture)
-        fitting = [
-            offer
-            for offer in self._given_towers()
-            if misfit(shape, shape_of(offer.config, offer.architecture)) is None
-        ]
+        fitting = [offer for offer in self._given_towers() if _misfit(files, offer) is None]
         fitting.sort(key=lambda offer: offer.path != files.path)
         return [
             _Offer(Candidate(self.given.target, o.path, "given", "given"), self.given, o, True)
@@ -174,10 +165,9 @@ class AnchorChooser:
 
     def _from_card(self, files: TowerFiles, target: ResolvedRepo) -> list[_Offer]:
         """The model that the card names: its owner's word, perhaps the attacker's."""
-        shape = shape_of(files.config, files.architecture)
 
         def fits(tower: TowerFiles) -> bool:
-            return misfit(shape, shape_of(tower.config, tower.architecture)) is None
+            return _misfit(files, tower) is None
 
         offers = []
         for name in base_models(target, self._hub)[:1]:
@@ -216,6 +206,13 @@ class AnchorChooser:
         for offer in offers:
             try:
                 anchor = self._load(offer)
+                check_fit(suspect.tower, anchor.tower, offer.repo.target)
+            except AnchorError as error:
+                # A registered repo whose config is not what the registry says of it.
+                if limit is None:
+                    raise
+                considered += (replace(offer.candidate, misfit=str(error)),)
+                continue
             except TowerError as error:
                 if limit is None:
                     raise AnchorError(
@@ -223,7 +220,6 @@ class AnchorChooser:
                     ) from error
                 considered += (replace(offer.candidate, misfit=str(error)),)
                 continue
-            check_fit(suspect.tower, anchor.tower, offer.repo.target)
             apart = distance(suspect.tower, anchor.tower)
             considered += (replace(offer.candidate, distance=apart),)
             if best is None or apart < best[0]:
@@ -272,6 +268,17 @@ def choices(
                 yield suspect.path, error
         else:
             yield suspect
+
+
+def _misfit(suspect: TowerFiles, anchor: TowerFiles) -> str | None:
+    """Why two towers cannot be compared, by their configs; None where they can."""
+    try:
+        return misfit(
+            shape_of(suspect.config, suspect.architecture),
+            shape_of(anchor.config, anchor.architecture),
+        )
+    except MalformedFileError as error:
+        return str(error)
 
 
 def _key(offer: _Offer) -> object:

@@ -1,4 +1,4 @@
-"""The pipeline, put together in one place: resolve -> fetch -> load -> detect -> report."""
+"""The composition root: a target in, a report out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_amdet.detection.detect import Detection, detect
 from hf_amdet.detection.progress import Observer, Stopwatch
 from hf_amdet.detection.runtime import DType, Runtime
 from hf_amdet.encoders.anchors import identical, tokenizer_of
-from hf_amdet.encoders.fingerprint import fingerprint
+from hf_amdet.encoders.fingerprint import encoder_digest, fingerprint
 from hf_amdet.encoders.registry import FAR
 from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import NoTextTowerError, TowerError, UsageError
@@ -23,6 +23,7 @@ from hf_amdet.pipeline.towers import Loaded, Loader, Suspect, all_suspects
 from hf_amdet.prompts import load_prompts
 from hf_amdet.report import build
 from hf_amdet.report.schema import (
+    AnchorRecord,
     Reason,
     Report,
     RunConfig,
@@ -147,7 +148,9 @@ class _Scan:
         architecture = suspect.files.architecture
         try:
             loaded = self._loader.load(suspect)
-            if self._several:
+            # A tower with an adapter merged in stands for itself: its base has to be looked at.
+            comparable = self._several and loaded.base is None
+            if comparable:
                 mark, tokenizer = fingerprint(loaded.tower), tokenizer_of(loaded.tower)
                 known = self._known.get(mark)
                 if known is not None and tokenizer in (None, known[1]):
@@ -155,7 +158,7 @@ class _Scan:
             entry = self._compare(repo, suspect, loaded)
         except TowerError as error:
             return _not_scanned(suspect.path, architecture, error.code, str(error))
-        if self._several:
+        if comparable:
             self._known.setdefault(mark, (entry, tokenizer))
         return entry
 
@@ -176,14 +179,36 @@ class _Scan:
             tower.borrow_tokenizer(anchor)
             notes = (_BORROWED,)
         if identical(tower, anchor):
-            return _identical(place, choice)
+            entry = _identical(place, choice)
+        else:
+            entry = self._searched(place, choice.record, tower, anchor, notes)
+        if not choice.vouched:
+            return _withheld(entry, _not_vouched(choice.record))
+        if loaded.base is not None and loaded.base_weights != encoder_digest(
+            anchor.model.state_dict()
+        ):
+            return _withheld(entry, _other_base(loaded.base.repo_id, choice.record.name))
+        return entry
+
+    def _searched(
+        self,
+        place: build.Place,
+        record: AnchorRecord,
+        tower: ModelTower,
+        anchor: ModelTower,
+        notes: tuple[Reason, ...],
+    ) -> TowerReport:
+        """The entry of a tower that differs from its anchor.
+
+        Raises:
+            PromptsError: too few prompts.
+        """
         detection = self._detect(tower, anchor)
         k = detection.decisive.trigger.shape[0]
         rows = [tower.position(1 + i) for i in range(k)]
         position = tuple(value for row in rows for value in row.tolist())
-        self._scanned.append(ScannedTower(suspect.path, tower.family, detection, position))
-        entry = build.scanned(place, choice.record, detection, notes)
-        return entry if choice.vouched else _without_vouching(entry)
+        self._scanned.append(ScannedTower(place.path, tower.family, detection, position))
+        return build.scanned(place, record, detection, notes)
 
     def _detect(self, suspect: ModelTower, anchor: ModelTower) -> Detection:
         detection = detect(
@@ -302,15 +327,29 @@ def _identical(place: build.Place, choice: Choice) -> TowerReport:
     )
 
 
-def _without_vouching(entry: TowerReport) -> TowerReport:
-    """A fine-tune of a poisoned model looks clean beside that model."""
-    if entry.verdict not in (Verdict.NO_EVIDENCE, Verdict.NATURAL) or entry.anchor is None:
+def _withheld(entry: TowerReport, reason: Reason) -> TowerReport:
+    """The entry with a clean answer taken back."""
+    if entry.verdict not in (Verdict.NO_EVIDENCE, Verdict.NATURAL):
         return entry
-    word = "the card names it" if entry.anchor.chosen_by == "base_model" else "no commit is pinned"
-    reason = Reason(
-        code="anchor_not_vouched",
-        message=f"Nothing was found beside {entry.anchor.name}, but nobody vouches for that model "
-        f"({word}): if it carries the same backdoor, this comparison cannot see it.",
-    )
     reasons = (*entry.reasons, reason)
     return entry.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reasons": reasons})
+
+
+def _not_vouched(anchor: AnchorRecord) -> Reason:
+    """A fine-tune of a poisoned model looks clean beside that model."""
+    word = "the card names it" if anchor.chosen_by == "base_model" else "no commit is pinned"
+    return Reason(
+        code="anchor_not_vouched",
+        message=f"Nothing was found beside {anchor.name}, but nobody vouches for that model "
+        f"({word}): if it carries the same backdoor, this comparison cannot see it.",
+    )
+
+
+def _other_base(base: str, anchor: str) -> Reason:
+    """An adapter can be made to look clean on one base and not on the one that users have."""
+    return Reason(
+        code="base_not_vouched",
+        message=f"Nothing was found in {base} with the adapter merged in, but that base, which the "
+        f"adapter's owner names, is not the clean tower {anchor}. On another base the adapter "
+        "makes another model.",
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 
 from hf_amdet.detection.progress import Observer, Stopwatch
 from hf_amdet.encoders.config import expected_shapes
+from hf_amdet.encoders.fingerprint import encoder_digest
 from hf_amdet.encoders.loading import build_tower, read_weights
 from hf_amdet.encoders.lora import merge
 from hf_amdet.encoders.names import locate
 from hf_amdet.encoders.tower import ModelTower
-from hf_amdet.errors import HubError, NoTextTowerError, TowerError, UsageError
+from hf_amdet.errors import HubError, MalformedFileError, NoBaseError, TowerError, UsageError
 from hf_amdet.hub.client import Hub
 from hf_amdet.hub.download import fetch, read_tensors
 from hf_amdet.hub.files import (
@@ -28,6 +30,9 @@ from hf_amdet.hub.files import (
 )
 from hf_amdet.hub.resolve import resolve_repo
 from hf_amdet.report.schema import BaseRecord, FileRecord
+
+MAX_TOWER_BYTES = 16 * 1024**3
+"""What a tower may take in memory; five times the largest one that is known."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Loaded:
     tower: ModelTower
     files: tuple[FileRecord, ...]
     base: BaseRecord | None = None
+    base_weights: str | None = None
+    """Digest of the weights that an adapter was merged into."""
 
 
 class Loader:
@@ -97,7 +104,9 @@ class Loader:
                     prefix=files.prefix,
                     dialect=files.dialect,
                 )
+                before = None
                 if adapter is not None and merged is not None:
+                    before = encoder_digest(tensors)
                     tensors = merge(tensors, merged.weights[0], adapter.changes)
                 tower = build_tower(
                     tensors, files.config, files.architecture, fetched.directory, self._device
@@ -107,7 +116,7 @@ class Loader:
         base = BaseRecord(
             repo_id=suspect.repo.target, commit_sha=suspect.repo.commit_sha, files=fetched.files
         )
-        return Loaded(tower, merged.files, base)
+        return Loaded(tower, merged.files, base, before)
 
     def _fetch(self, repo: ResolvedRepo, files: TowerFiles, into: Path) -> FetchedTower:
         with self._watch.measure("download"):
@@ -120,6 +129,7 @@ class Loader:
                 dialect=files.dialect,
             )
             needed = {name for source in sources.values() for name in source.names}
+            _refuse_giant(files, [tensors[name].shape for name in needed])
             wanted = {name: tensors[name] for name in sorted(needed)}
             self._observer.stage("download", 0)
             return fetch(repo, files, into, self._hub, self._observer.update, wanted)
@@ -129,6 +139,15 @@ class Loader:
         alone = TowerFiles(adapter.files.path, "adapter", {}, (adapter.files.weights,), ())
         with self._watch.measure("download"):
             return fetch(adapter.repo, alone, into, self._hub)
+
+
+def _refuse_giant(files: TowerFiles, shapes: Iterable[tuple[int, ...]]) -> None:
+    size = 4 * sum(math.prod(shape) for shape in shapes)
+    if size > MAX_TOWER_BYTES:
+        raise MalformedFileError(
+            f"The text tower of {files.weights[0].path} takes {size} bytes in fp32; more than "
+            f"{MAX_TOWER_BYTES} are not loaded. No known text tower is that large."
+        )
 
 
 Unreachable = tuple[str, TowerError]
@@ -170,12 +189,6 @@ def _merged(repo: ResolvedRepo, adapter: AdapterFiles, hub: Hub) -> Iterator[Sus
             )
         else:
             yield Suspect(path, files, base, MergedAdapter(repo, adapter, part.changes))
-
-
-class NoBaseError(NoTextTowerError):
-    """An adapter without the model that it belongs to."""
-
-    code = "no_base"
 
 
 def _changed_tower(base: ResolvedRepo, part: AdapterPart) -> TowerFiles | None:
