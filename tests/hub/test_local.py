@@ -15,15 +15,11 @@ from tests.hub.hostile import PEFT
 from tests.hub.models import as_json, file, open_clip
 
 
-def test_local_folders_are_looked_into_four_levels_down(tmp_path: Path) -> None:
-    for depth in range(6):
-        write(tower(), tmp_path.joinpath(*"abcde"[:depth]))
+def test_local_folders_are_looked_into_eight_levels_down(tmp_path: Path) -> None:
+    for depth in range(10):
+        write(tower(), tmp_path.joinpath(*"abcdefghi"[:depth]))
     assert [found.path for found in resolve(str(tmp_path)).towers] == [
-        "",
-        "a",
-        "a/b",
-        "a/b/c",
-        "a/b/c/d",
+        "/".join("abcdefgh"[:depth]) for depth in range(9)
     ]
 
 

@@ -234,8 +234,8 @@ class _Survey:
     def _in_disguise(self, weights: set[str]) -> Iterator[Part]:
         """Text towers in files that are said to hold something else.
 
-        What a config or an index calls a folder is its owner's word; loaders that are told
-        another class read the weights all the same.
+        What a config or an index calls a folder is its owner's word, and loaders that are told
+        another class read the weights all the same. With which settings, nobody can tell.
         """
         self._seen |= weights
         files = [self._listing[path] for path in sorted(weights)]
@@ -248,7 +248,14 @@ class _Survey:
                 header, _ = self._head(file)
             except TowerError:
                 continue  # No loader reads it either.
-            yield from self._towers_in(file, header)
+            for part in self._towers_in(file, header):
+                yield UnreadableTower(
+                    part.path,
+                    None,
+                    MalformedFileError.code,
+                    f"{shown(file.path)} holds a text tower, but its folder is said to hold "
+                    "another model: how it is used is not known. Mend the config or the index.",
+                )
 
     def _weights_in(self, path: str) -> set[str]:
         folder = self._folders.get(path, {})

@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 )
 """All that is read of a tokenizer; a repo's other files never come near a loader."""
 
-_DEEPEST = 4
+_DEEPEST = 8
 _MOST_FILES = 20_000
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -46,7 +46,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 def list_directory(directory: Path) -> dict[str, RepoFile]:
-    """The regular files of a local directory, up to four folders down; links are not descended.
+    """The regular files of a local directory, up to eight folders down; links are not descended.
 
     Raises:
         UsageError: the directory cannot be read, or holds more files than a model has.
