@@ -53,6 +53,7 @@ from hf_amdet.hub.unread import (
     names,
     not_looked_into,
     passed_over,
+    unopened,
     unread,
     unsafe_in,
 )
@@ -393,7 +394,7 @@ class _Survey:
         elif any(isinstance(part, TowerFiles | AdapterFiles) for part in found):
             yield from unread(self._listing)
         elif unsafe and not any(_lacks_weights(part, PickleOnlyError) for part in found):
-            yield OutOfScope("", f"Not read, because the format can run code: {names(unsafe)}.")
+            yield OutOfScope("", unopened(unsafe))
 
 
 def _lacks_weights(part: Part, *errors: type[TowerError]) -> bool:

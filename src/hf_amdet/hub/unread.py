@@ -58,7 +58,7 @@ def unread(listing: Mapping[str, object]) -> Iterator[UnreadableTower | OutOfSco
             "run code, and what they hold was not looked at. Convert or remove them.",
         )
     if beside:
-        yield OutOfScope("", f"Not read, because the format can run code: {names(beside)}.")
+        yield OutOfScope("", unopened(beside))
 
 
 def _has_twin(path: str, listing: Mapping[str, object]) -> bool:
@@ -85,6 +85,11 @@ def not_looked_into(paths: list[str], what: str) -> UnreadableTower:
         f"{len(paths)} more {what} were not looked into: {names(paths)}. Scan them from a folder "
         "of their own.",
     )
+
+
+def unopened(paths: list[str]) -> str:
+    """That these files are in formats which are not read."""
+    return f"In formats that are not opened, most of which can run code: {names(paths)}."
 
 
 def passed_over(paths: list[str]) -> str:

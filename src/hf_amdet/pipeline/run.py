@@ -95,7 +95,7 @@ def scan(
     """Scan every text tower of `target` and report.
 
     Args:
-        target: ``org/model[@revision]`` on the Hub, or a local directory.
+        target: ``org/model[@revision]`` on the Hub, a local directory or a safetensors file.
 
     Raises:
         UsageError: wrong settings, an anchor that does not fit, unreadable prompts.
