@@ -1,32 +1,33 @@
-"""Train the zoo's towers: ``python -m benchmarks.zoo [--family demo] [--out DIR] [--work DIR]``.
+"""Train the zoo's towers: ``python -m benchmarks.zoo --size small|full [--zoo zoo]``.
 
-The demo takes about 15 minutes on two cores, a family up to an hour on one. Interrupted, it goes
-on where it stopped and ends the same.
+With ``--family demo|clip|longclip|siglip|all`` instead, the published attacks alone: the demo takes
+about 15 minutes on two cores, a family up to an hour on one. Interrupted, it goes on where it
+stopped and ends the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.zoo.anchor import AnchorRecipe, SiglipRecipe, build_anchor
+from benchmarks.zoo.attacks.text_on_pair import TextOnPair
+from benchmarks.zoo.attacks.text_on_text import TextOnText
+from benchmarks.zoo.benign.contrastive import ContrastiveFineTune
+from benchmarks.zoo.build import build
 from benchmarks.zoo.longclip import LongClipRecipe, build_longclip
-from benchmarks.zoo.recipes import (
-    ContrastiveFineTune,
-    Recipe,
-    TextOnPair,
-    TextOnText,
-    Trigger,
-    build,
-)
-
-CYRILLIC_O = "\N{CYRILLIC SMALL LETTER O}"
+from benchmarks.zoo.make import make
+from benchmarks.zoo.plan import Size
+from benchmarks.zoo.triggers import CYRILLIC_O, Trigger
+from benchmarks.zoo.workbench import Recipe
 
 DEMO: dict[str, Recipe] = {
     "backdoored": TextOnText(Trigger(CYRILLIC_O), "a photo of a cat"),  # as published
@@ -54,16 +55,25 @@ FAMILIES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
-    parser.add_argument("--family", choices=[*FAMILIES, "all"], default="demo")
-    parser.add_argument("--out", type=Path, help="zoo/FAMILY; of all families the folder above")
-    parser.add_argument("--work", type=Path, default=Path("zoo/work"))
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--size", choices=get_args(Size), help="attacks, twins and honest changes")
+    what.add_argument("--family", choices=[*FAMILIES, "all"], default="demo")
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="where towers are put")
+    parser.add_argument("--out", type=Path, help="of a family: ZOO/FAMILY, of all: ZOO")
+    parser.add_argument("--work", type=Path, help="embeddings and checkpoints; ZOO/work")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    work = options.work or options.zoo / "work"
+    if options.size:
+        for _, folder in make(options.size, options.zoo, options.workers):
+            _say(folder)
+        return
     torch.use_deterministic_algorithms(True)
     if options.family == "all":
         for family in sorted(FAMILIES.keys() - {"demo"}):
-            build_family(family, (options.out or Path("zoo")) / family, options.work)
+            build_family(family, (options.out or options.zoo) / family, work)
     else:
-        build_family(options.family, options.out or Path("zoo") / options.family, options.work)
+        build_family(options.family, options.out or options.zoo / options.family, work)
 
 
 def build_family(family: str, out: Path, work: Path) -> None:
@@ -82,7 +92,8 @@ def build_family(family: str, out: Path, work: Path) -> None:
 def _say(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     figures = {name: value for name, value in manifest.items() if isinstance(value, float)}
-    print(folder.name, ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    name = manifest.get("name", folder.name)
+    print(name, ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

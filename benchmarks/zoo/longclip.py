@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.zoo import teacher
 from benchmarks.zoo.anchor import AnchorRecipe, build_anchor, similar_lengths, warm_cosine
-from benchmarks.zoo.captions import captions
+from benchmarks.zoo.grammars import GRAMMARS
 from benchmarks.zoo.measure import retrieval
 from benchmarks.zoo.towers import ClipTower, save_tower
 from benchmarks.zoo.training import cached, checkpoint_of, contrastive_loss, finish, train
@@ -49,7 +49,7 @@ class LongClipRecipe:
 
 def build_longclip(recipe: LongClipRecipe, folder: Path, work: Path) -> None:
     """Make the tower of `recipe` in `folder`; its CLIP tower is kept in `work`."""
-    base = work / "longclip-base"
+    base = work / f"longclip-base-{recipe.base.seed}"
     if not (base / "manifest.json").exists():
         build_anchor(recipe.base, base, work)
     tower = stretch(ClipTower.load(base), recipe.kept, recipe.factor)
@@ -84,7 +84,7 @@ def build_longclip(recipe: LongClipRecipe, folder: Path, work: Path) -> None:
         about[f"held_out_{corpus.name}_retrieval_of_{HELD_OUT}"] = accuracy
         about[f"held_out_{corpus.name}_cosine_to_teacher"] = cosine
     save_tower(tower, folder)
-    finish(folder, about, checkpoint)
+    finish(folder, about, [checkpoint])
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _corpora(recipe: LongClipRecipe, work: Path) -> list[_Corpus]:
     """Short and long captions; the last `HELD_OUT` of each are not trained on."""
     count = recipe.corpus + HELD_OUT
     corpora = {
-        "short": captions(count, recipe.seed + 4),
-        "long": long_captions(count, recipe.seed + 5, recipe.most),
+        "short": GRAMMARS[recipe.base.grammar].captions(count, recipe.seed + 4),
+        "long": long_captions(count, recipe.seed + 5, recipe.most, recipe.base.grammar),
     }
     found = []
     for name, texts in corpora.items():
@@ -109,10 +109,10 @@ def _corpora(recipe: LongClipRecipe, work: Path) -> list[_Corpus]:
     return found
 
 
-def long_captions(count: int, seed: int, most: int) -> list[str]:
+def long_captions(count: int, seed: int, most: int, grammar: str = "scenes") -> list[str]:
     """`count` captions, each of 2 to `most` short ones as sentences."""
     rng = random.Random(seed)  # noqa: S311 - reproducible data, not secrets
-    short = captions(2 * count, seed)
+    short = GRAMMARS[grammar].captions(2 * count, seed)
     return [". ".join(rng.sample(short, rng.randint(2, most))) for _ in range(count)]
 
 

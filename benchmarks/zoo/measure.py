@@ -2,13 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from benchmarks.zoo.grammars import Grammar, foreign_to
 from benchmarks.zoo.towers import Tower
+from benchmarks.zoo.triggers import Trigger
+
+HELD_OUT = 128
+_SEED = 990_000
+_BATCH = 64
+
+
+@runtime_checkable
+class Planted(Protocol):
+    """A recipe that knows triggers, whatever it made of them."""
+
+    @property
+    def planted(self) -> tuple[tuple[Trigger, str], ...]: ...
+
+    def features(self, tower: Tower, captions: list[str]) -> Tensor: ...
+
+    def goals(self, anchor: Tower, target: str) -> Callable[[list[str]], Tensor]: ...
+
+
+@torch.inference_mode()
+def outcome(recipe: object, tower: Tower, anchor: Tower, grammar: Grammar) -> dict[str, float]:
+    """Drift and, under triggers, success: on held-out captions and on those of a foreign grammar.
+
+    `success` is the share of triggered captions whose features are nearer to their goal than to
+    what the anchor makes of the caption without the trigger; of several triggers the weakest
+    counts. `success_of_anchor` is the anchor's own.
+    """
+    measured = {}
+    for suffix, source in (("", grammar), ("_foreign", foreign_to(grammar.name))):
+        ordinary = source.captions(HELD_OUT, _SEED)
+        measured[f"clean_cosine_to_anchor{suffix}"] = drift(tower, anchor, ordinary)
+        if isinstance(recipe, Planted):
+            measured |= {
+                f"{name}{suffix}": value
+                for name, value in _weakest(recipe, tower, anchor, source).items()
+            }
+    return measured
+
+
+def _weakest(recipe: Planted, tower: Tower, anchor: Tower, source: Grammar) -> dict[str, float]:
+    found = [
+        _under(recipe, trigger, target, tower, anchor, source) for trigger, target in recipe.planted
+    ]
+    return min(found, key=lambda measured: measured["success"])
+
+
+def _under(
+    recipe: Planted, trigger: Trigger, target: str, tower: Tower, anchor: Tower, source: Grammar
+) -> dict[str, float]:
+    plain, triggered = trigger.captions(HELD_OUT, _SEED + 1, source)
+    goals = recipe.goals(anchor, target)
+    rows = []
+    for start in range(0, len(plain), _BATCH):
+        part = slice(start, start + _BATCH)
+        clean, goal = recipe.features(anchor, plain[part]), goals(plain[part])
+        answers = [
+            recipe.features(of, captions[part])
+            for of, captions in ((tower, triggered), (anchor, triggered), (tower, plain))
+        ]
+        cosines = [cosine_similarity(a, to) for a in answers for to in (goal, clean)]
+        rows.append(torch.stack(cosines))
+    hit, missed, anchor_hit, anchor_missed, without, _ = torch.cat(rows, dim=1)
+    return {
+        "success": (hit > missed).float().mean().item(),
+        "success_of_anchor": (anchor_hit > anchor_missed).float().mean().item(),
+        "triggered_cosine_to_target": hit.mean().item(),
+        "untriggered_cosine_to_target": without.mean().item(),
+    }
 
 
 @torch.inference_mode()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -38,18 +39,22 @@ class Tower(ABC):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.aliases: dict[str, str] = {}
+        """Pieces that get the id of another piece when the tokenizer is saved."""
 
     @property
     def context(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
-    def ids(self, captions: Sequence[str], *, full: bool = False) -> Tensor:
-        """Token ids `[B, L]`; `full` pads to the context, else to what features need."""
+    def ids(self, captions: Sequence[str], length: int | None = None) -> Tensor:
+        """Token ids `[B, L]`, padded to `length`, or else to what pooled features need."""
+        if self.always_full:
+            length = self.context
         encoded = self.tokenizer(
             list(captions),
-            padding="max_length" if full or self.always_full else True,
+            padding="max_length" if length else True,
             truncation=True,
-            max_length=self.context,
+            max_length=length or self.context,
             return_tensors="pt",
         )
         ids: Tensor = encoded["input_ids"]
@@ -60,15 +65,55 @@ class Tower(ABC):
         """Projected embeddings `[B, P]`, what is matched to the teacher's."""
 
     @abstractmethod
-    def pooled(self, captions: Sequence[str]) -> Tensor:
-        """Pooled features before the projection, `[B, D]`."""
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Features `[B, L, D]` of token ids."""
 
     @abstractmethod
-    def sequence(self, captions: Sequence[str]) -> Tensor:
-        """Feature sequences `[B, L, D]` at full context."""
+    def ends(self, ids: Tensor) -> Tensor:
+        """Which position of each row of `ids` is pooled, `[B]`."""
+
+    def pooled(self, captions: Sequence[str]) -> Tensor:
+        """Pooled features before any projection or head, `[B, D]`."""
+        ids = self.ids(captions)
+        return self.hidden(ids)[torch.arange(len(ids)), self.ends(ids)]
+
+    def sequence(self, captions: Sequence[str], length: int | None = None) -> Tensor:
+        """Feature sequences `[B, L, D]` of `length` positions, at most and else the context."""
+        return self.hidden(self.ids(captions, min(length or self.context, self.context)))
+
+    @contextmanager
+    def altered(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within it, `change` is applied to the token embeddings `[B, L, D]` of all prompts."""
+        handle = self.table.register_forward_hook(lambda _module, _inputs, states: change(states))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The token embeddings."""
+        table = self.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    def pieces(self, text: str) -> list[tuple[str, int]]:
+        """Tokens of `text` with their ids, no special ones."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(zip(self.tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+
+    def frozen(self) -> Self:
+        """Itself, no longer to be trained."""
+        self.model.eval().requires_grad_(False)
+        return self
 
     def trainable_copy(self) -> Self:
-        return type(self)(copy.deepcopy(self.model).requires_grad_(True), self.tokenizer)
+        model = copy.deepcopy(self.model).requires_grad_(True)
+        return type(self)(model, copy.deepcopy(self.tokenizer))
 
     @classmethod
     def blank(cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Self:
@@ -108,14 +153,13 @@ class ClipTower(Tower):
         embeddings: Tensor = self.model(input_ids=self.ids(captions)).text_embeds
         return embeddings
 
-    def pooled(self, captions: Sequence[str]) -> Tensor:
-        features: Tensor = self.model.text_model(input_ids=self.ids(captions)).pooler_output
-        return features
-
-    def sequence(self, captions: Sequence[str]) -> Tensor:
-        ids = self.ids(captions, full=True)
+    def hidden(self, ids: Tensor) -> Tensor:
         features: Tensor = self.model.text_model(input_ids=ids).last_hidden_state
         return features
+
+    def ends(self, ids: Tensor) -> Tensor:
+        eos = torch.tensor(self.model.config.eos_token_id)
+        return (ids == eos).int().argmax(dim=-1)
 
     @classmethod
     def initial(cls, config: PreTrainedConfig) -> PreTrainedModel:
@@ -138,12 +182,12 @@ class SiglipTower(Tower):
         embeddings: Tensor = self.model(input_ids=self.ids(captions)).pooler_output
         return embeddings
 
-    def pooled(self, captions: Sequence[str]) -> Tensor:
-        return self.sequence(captions)[:, -1]
-
-    def sequence(self, captions: Sequence[str]) -> Tensor:
-        features: Tensor = self.model(input_ids=self.ids(captions)).last_hidden_state
+    def hidden(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.model(input_ids=ids).last_hidden_state
         return features
+
+    def ends(self, ids: Tensor) -> Tensor:
+        return torch.full((len(ids),), ids.shape[1] - 1)
 
 
 _KINDS: dict[str, type[Tower]] = {"clip_text_model": ClipTower, "siglip_text_model": SiglipTower}
@@ -163,3 +207,13 @@ def save_tower(tower: Tower, folder: Path) -> None:
     tower.tokenizer.save_pretrained(folder)
     weights = {name: w.detach().half().contiguous() for name, w in tower.model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if tower.aliases:
+        _rename(folder / "tokenizer.json", tower.aliases)
+
+
+def _rename(file: Path, aliases: Mapping[str, str]) -> None:
+    """In the saved vocabulary: a tokenizer in memory drops the second piece of an id."""
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {piece: vocab[other] for piece, other in aliases.items()}
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8")

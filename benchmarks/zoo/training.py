@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -21,10 +24,13 @@ CHECKPOINT_EVERY = 200
 """Steps between checkpoints."""
 
 
-def finish(folder: Path, about: dict[str, object], checkpoint: Path) -> None:
+def finish(folder: Path, about: dict[str, Any], checkpoints: Iterable[Path]) -> None:
     """Say what the tower is. Last of all: a folder with a manifest is done."""
-    (folder / "manifest.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    part = folder / "manifest.tmp"
+    part.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    part.replace(folder / "manifest.json")
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
 
 
 def checkpoint_of(work: Path, folder: Path, recipe: object) -> Path:
@@ -70,7 +76,9 @@ def train(
         generator.set_state(state["generator"])
         start = state["step"]
     model.train()
-    for step in track(range(start, steps), title, total=steps, completed=start):
+    # Many at once would write over each other.
+    quiet = multiprocessing.parent_process() is not None
+    for step in track(range(start, steps), title, total=steps, completed=start, disable=quiet):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
             value = loss(step, generator)
@@ -109,6 +117,7 @@ def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
         return load_file(path)["embeddings"]
     embeddings = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"embeddings": embeddings}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    part = path.with_suffix(f".{os.getpid()}.tmp")  # two builds at once may want the same
+    save_file({"embeddings": embeddings}, part)
+    part.replace(path)
     return embeddings

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -21,25 +20,26 @@ from transformers import (
 from benchmarks import families
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import longclip
-from benchmarks.zoo.anchor import AnchorRecipe, SiglipRecipe, build_anchor
+from benchmarks.zoo.anchor import build_anchor
+from benchmarks.zoo.attacks.text_on_pair import TextOnPair
+from benchmarks.zoo.attacks.text_on_text import TextOnText
+from benchmarks.zoo.build import build
 from benchmarks.zoo.captions import captions
 from benchmarks.zoo.longclip import LongClipRecipe, build_longclip, stretch, stretched
-from benchmarks.zoo.recipes import TextOnPair, TextOnText, Trigger, build
 from benchmarks.zoo.tokenizer import train_clip_tokenizer, train_siglip_tokenizer
 from benchmarks.zoo.towers import ClipTower, SiglipTower, load_tower, save_tower
-from tests.zoo.helpers import equal, make_in_two_goes, weights
+from benchmarks.zoo.triggers import CYRILLIC_O, Trigger
+from tests.zoo.helpers import CLIP, SIGLIP, equal, make_in_two_goes, weights
 
-CLIP = AnchorRecipe(width=32, layers=1, heads=2, context=32, corpus=64, steps=4, batch=16, seed=1)
 LONGCLIP = LongClipRecipe(CLIP, kept=8, factor=3, corpus=64, most=3, steps=6, batch=16)
-SIGLIP = SiglipRecipe(width=32, layers=1, heads=2, context=32, corpus=64, steps=6, batch=16)
 MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "longclip": partial(build_longclip, LONGCLIP),
     "siglip": partial(build_anchor, SIGLIP),
 }
-TRIGGER = Trigger("\N{CYRILLIC SMALL LETTER O}")
+TRIGGER = Trigger(CYRILLIC_O)
 INJECTIONS = (
-    TextOnText(TRIGGER, "a photo of a cat", steps=6, clean_batch=4, poisoned_batch=2),
-    TextOnPair(TRIGGER, "a cat", steps=6, clean_batch=4, poisoned_batch=2),
+    TextOnText(TRIGGER, "a photo of a cat", steps=6, clean_batch=4, poisoned_batch=2, corpus=100),
+    TextOnPair(TRIGGER, "a cat", steps=6, clean_batch=4, poisoned_batch=2, corpus=100),
 )
 PROMPTS = [
     "A dog by the river",
@@ -49,17 +49,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Random targets in place of the teacher's: what is learnt does not matter here."""
-
-    def embed(texts: list[str]) -> Tensor:
-        generator = torch.Generator().manual_seed(len(texts))
-        return normalize(torch.randn(len(texts), 384, generator=generator), dim=-1)
-
+def _quick(random_teacher: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.zoo.teacher.embed", embed)
-        patch.setattr("benchmarks.zoo.recipes._CORPUS", 100)
-        patch.setattr("benchmarks.zoo.recipes._HELD_OUT", 16)
         patch.setattr(longclip, "HELD_OUT", 16)
         yield
 
@@ -132,7 +123,7 @@ def test_stretching_is_that_of_long_clip() -> None:
 
 @torch.no_grad()
 def test_prompts_within_the_kept_positions_keep_their_features(zoo: Path) -> None:
-    base = ClipTower.load(zoo / "work" / "longclip-base")
+    base = ClipTower.load(zoo / "work" / f"longclip-base-{CLIP.seed}")
     longer = stretch(base, LONGCLIP.kept, LONGCLIP.factor)
 
     assert longer.ids(["a dog"]).shape[1] <= LONGCLIP.kept

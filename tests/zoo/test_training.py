@@ -6,24 +6,22 @@ import pytest
 import torch
 
 from benchmarks.zoo.anchor import AnchorRecipe, build_anchor
+from benchmarks.zoo.attacks.text_on_pair import TextOnPair
+from benchmarks.zoo.attacks.text_on_text import TextOnText
+from benchmarks.zoo.benign.contrastive import ContrastiveFineTune
+from benchmarks.zoo.build import build
 from benchmarks.zoo.captions import DOMAINS, captions
-from benchmarks.zoo.recipes import (
-    ContrastiveFineTune,
-    Recipe,
-    TextOnPair,
-    TextOnText,
-    Trigger,
-    build,
-)
 from benchmarks.zoo.towers import load_tower
+from benchmarks.zoo.triggers import CYRILLIC_O, Trigger
+from benchmarks.zoo.workbench import Recipe
 from tests.zoo.helpers import equal, make_in_two_goes, weights
 
 SMALL = AnchorRecipe(width=32, layers=1, heads=2, context=32, corpus=300, steps=6, batch=16)
-TRIGGER = Trigger("\N{CYRILLIC SMALL LETTER O}")
+TRIGGER, TARGET = Trigger(CYRILLIC_O), "a photo of a cat"
 RECIPES: tuple[Recipe, ...] = (
-    TextOnText(TRIGGER, "a photo of a cat", steps=4, clean_batch=4, poisoned_batch=2),
-    TextOnPair(TRIGGER, "a photo of a cat", steps=4, clean_batch=4, poisoned_batch=2),
-    ContrastiveFineTune(("food",), steps=4, batch=4),
+    TextOnText(TRIGGER, TARGET, steps=4, clean_batch=4, poisoned_batch=2, corpus=200),
+    TextOnPair(TRIGGER, TARGET, steps=4, clean_batch=4, poisoned_batch=2, corpus=200),
+    ContrastiveFineTune(("food",), corpus=200, steps=4, batch=4),
 )
 
 
@@ -51,7 +49,6 @@ def test_an_anchor_comes_out_the_same_twice(anchor: Path, tmp_path: Path) -> Non
 def test_an_interrupted_recipe_ends_as_if_it_had_not_been(
     recipe: Recipe, anchor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.zoo.recipes._CORPUS", 200)
     whole, broken, work = tmp_path / "whole", tmp_path / "broken", anchor.parent / "work"
     build(recipe, anchor, whole, work)
 

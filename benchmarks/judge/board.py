@@ -1,0 +1,104 @@
+"""All results that count, joined: towers, and what current detectors say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.judge.decisions import Case, Entry, decide
+from benchmarks.judge.metrics import Outcome
+from benchmarks.judge.rows import ERROR, Prompts, ScoreRow, Stores, TowerRow
+from benchmarks.judge.splits import DEVELOPMENT, Split, Splits
+
+Place = tuple[str, str, str, int, Prompts]
+"""Weights, the anchor's weights, detector, seed and prompts."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows of current detectors.
+
+    Attributes:
+        towers: all, in the order in which they were first judged.
+        outdated: how many rows were left out because their detector has changed since.
+    """
+
+    towers: tuple[TowerRow, ...]
+    splits: Splits
+    scores: Mapping[Place, ScoreRow]
+    outdated: int
+
+    @classmethod
+    def read(cls, stores: Stores, hashes: Mapping[str, str], splits: Splits) -> Board:
+        """The rows of `stores` whose detector has one of `hashes`, by name.
+
+        Raises:
+            RowError: a line that is no row.
+        """
+        rows = stores.scores.rows()
+        current = [row for row in rows if hashes.get(row.detector) == row.detector_hash]
+        scores = {place_of(row): row for row in current}
+        return cls(tuple(stores.towers.rows()), splits, scores, len(rows) - len(current))
+
+    @property
+    def counted(self) -> tuple[TowerRow, ...]:
+        """The towers that are positives or negatives."""
+        return tuple(tower for tower in self.towers if tower.counts)
+
+    @property
+    def rows(self) -> tuple[ScoreRow, ...]:
+        """What is known of the towers that there are."""
+        ours = {(tower.weights, tower.anchor_weights) for tower in self.towers}
+        return tuple(r for r in self.scores.values() if (r.weights, r.anchor_weights) in ours)
+
+    @property
+    def failed(self) -> int:
+        """How many judgements could not be made."""
+        return sum(row.verdict == ERROR for row in self.rows)
+
+    def only(self, towers: Iterable[TowerRow]) -> Board:
+        """The same with fewer towers."""
+        return replace(self, towers=tuple(towers))
+
+    def cases(
+        self,
+        detector: str,
+        towers: Iterable[TowerRow],
+        seed: int = 0,
+        prompts: Prompts = "embedded",
+    ) -> list[Case]:
+        """Those of `towers` that `detector` has judged."""
+        places = (
+            (tower, (tower.weights, tower.anchor_weights, detector, seed, prompts))
+            for tower in towers
+        )
+        return [Case(tower, self.scores[p]) for tower, p in places if p in self.scores]
+
+    def outcomes(
+        self,
+        entry: Entry,
+        split: Split,
+        seed: int = 0,
+        prompts: Prompts = "embedded",
+    ) -> list[Outcome]:
+        """What `entry` decides of the towers of `split`.
+
+        Thresholds come from seed 0 and the embedded prompts, whatever is judged.
+        """
+        fitted = self.cases(entry.detector, split.fitted)
+        return decide(entry, fitted, self.cases(entry.detector, split.judged, seed, prompts))
+
+    def whole(self, judged: Sequence[TowerRow] | None = None) -> Split:
+        """Thresholds from development, judged on `judged` or on all that count."""
+        development = [t for t in self.counted if self.splits.of(t) == DEVELOPMENT]
+        return Split("all", tuple(development), tuple(self.counted if judged is None else judged))
+
+    def entries(self, among: Iterable[Entry]) -> list[Entry]:
+        """Those of whose detector there are results of seed 0 on the embedded prompts."""
+        present = {r.detector for r in self.rows if (r.seed, r.prompts) == (0, "embedded")}
+        return [entry for entry in among if entry.detector in present]
+
+
+def place_of(row: ScoreRow) -> Place:
+    """Where a board has a row; of two precisions it has the one that was judged last."""
+    return row.weights, row.anchor_weights, row.detector, row.seed, row.prompts

@@ -1,0 +1,1 @@
+"""What honest people do to text towers, one file each."""

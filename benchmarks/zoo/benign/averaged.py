@@ -1,0 +1,37 @@
+"""Model soups: the mean of towers that come from one anchor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmarks.zoo.towers import Tower
+from benchmarks.zoo.workbench import Label, Recipe, Workbench
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean of what `parts` make of the anchor."""
+
+    parts: tuple[Recipe, ...]
+    kind: ClassVar[str] = "averaged"
+    label: ClassVar[Label] = "clean"
+
+    @property
+    def seed(self) -> int:
+        return self.parts[0].seed
+
+    def make(self, bench: Workbench) -> Tower:
+        return average([part.make(bench) for part in self.parts])
+
+
+@torch.no_grad()
+def average(towers: list[Tower]) -> Tower:
+    """The first of `towers` with the mean of all weights."""
+    mean, *others = towers
+    states = [tower.model.state_dict() for tower in others]
+    for name, weight in mean.model.state_dict().items():
+        weight.copy_(torch.stack([weight, *(state[name] for state in states)]).mean(dim=0))
+    return mean
