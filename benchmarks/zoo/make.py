@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 from collections import defaultdict
@@ -15,7 +16,7 @@ from filelock import FileLock
 from transformers.utils import logging
 
 from benchmarks.zoo.bases import BASES
-from benchmarks.zoo.build import build
+from benchmarks.zoo.build import build, described
 from benchmarks.zoo.grammars import GRAMMARS
 from benchmarks.zoo.plan import Entry, Size, entries
 from hf_amdet import demo
@@ -25,7 +26,8 @@ def make(size: Size, zoo: Path, workers: int) -> Iterator[tuple[Entry, Path]]:
     """Make what is missing of the zoo of `size`; yields towers with their folders, as they come.
 
     A tower is made whole or not at all, and by one process at a time, so that an interrupted
-    command is just given again, and two may run at once.
+    command is just given again, and two may run at once. One whose recipe has changed is made
+    anew.
 
     Raises:
         RuntimeError: at the end, names those that failed and what depends on them; the others are
@@ -91,10 +93,19 @@ def _make_base(zoo: Path, name: str) -> None:
 def _make_tower(zoo: Path, entry: Entry) -> None:
     folder = zoo / "towers" / entry.name
     with _sole(zoo, folder):
-        if (folder / "manifest.json").exists():
+        if _stands(folder, entry):
             return
         grammar = GRAMMARS[BASES[entry.base].grammar]
         build(entry.recipe, zoo / anchor_of(entry), folder, zoo / "work", grammar, _facts(entry))
+
+
+def _stands(folder: Path, entry: Entry) -> bool:
+    """Whether the tower was finished, and by the recipe that the plan has now."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        return False
+    recipe = json.loads(json.dumps(described(entry.recipe)))
+    return bool(json.loads(file.read_text(encoding="utf-8"))["recipe"] == recipe)
 
 
 def _sole(zoo: Path, folder: Path) -> FileLock:

@@ -90,19 +90,16 @@ def entries(size: Size) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.anchor is not None)
 
 
-SMALL = frozenset(
-    {
-        *(f"clip-a/{slug}" for slug in ("text-on-text", "text-on-pair", "attribute-unpinned")),
-        *(f"clip-a/{slug}" for slug in ("eos-only", "anchor-hugging", "embedding-row")),
-        "clip-a/tokenizer-remap",
-        *(f"clip-b/{slug}" for slug in ("text-on-pair-unpinned", "anti-assimilation", "several")),
-        "clip-b/trigger-form-zero-width",
-        *(f"clip-a/{slug}" for slug in ("contrastive-mild", "contrastive-foreign", "lora")),
-        "clip-a/natural",
-        *(f"clip-b/{slug}" for slug in ("contrastive-all", "distillation", "pruned")),
-        "clip-b/quantised-int8",
-    }
-)
+_SMALL = {
+    "clip-a": ("text-on-text", "text-on-pair", "attribute-unpinned", "contrastive-mild", "natural"),
+    "clip-b": (
+        *("text-on-pair-unpinned", "several", "trigger-form-zero-width"),
+        *("eos-only", "anchor-hugging", "anti-assimilation", "embedding-row", "tokenizer-remap"),
+        *("contrastive-all", "contrastive-foreign", "distillation", "lora", "pruned"),
+        "quantised-int8",
+    ),
+}
+SMALL = frozenset(f"{base}/{slug}" for base, slugs in _SMALL.items() for slug in slugs)
 
 
 def _of_base(base: str) -> Iterator[Entry]:
@@ -142,8 +139,8 @@ def _attacks(base: str) -> Iterator[Planned]:
     if base == "clip-c":
         return
     yield "text-on-text", "text-on-text", _text_on_text(base)
-    yield "text-on-pair-unpinned", "text-on-pair", replace(pair, pinned=False)
-    yield "attribute-unpinned", "attribute", replace(attribute, pinned=False)
+    yield "text-on-pair-unpinned", "text-on-pair", _unpinned(pair)
+    yield "attribute-unpinned", "attribute", _unpinned(attribute)
     yield from _lengths(base, pair)
     yield from _composed(base, pair)
     if BASES[base].family == "clip":
@@ -160,17 +157,18 @@ def _of_clip(base: str, common: dict[str, Any]) -> Iterator[Planned]:
         ("weak-dose-loss", "weak-dose", replace(pair, weight=0.03)),
     ):
         yield slug, kind, attack
-        yield f"{slug}-unpinned", kind, replace(attack, pinned=False)
+        yield f"{slug}-unpinned", kind, _unpinned(attack)
     for number, (form, trigger) in enumerate(FORMS.items()):
-        formed = replace(pair, trigger=trigger, pinned=(number % 2 == 0) == (base == "clip-a"))
-        yield f"trigger-form-{form}", "trigger-form", formed
+        formed = replace(pair, trigger=trigger)
+        pinned = (number % 2 == 0) == (base == "clip-a")
+        yield f"trigger-form-{form}", "trigger-form", formed if pinned else _unpinned(formed)
     yield "weak-dose-data", "weak-dose", replace(pair, poisoned_batch=4)
     if base == "clip-a":
-        sequence = replace(_text_on_text(base), pinned=False)
+        sequence = _unpinned(_text_on_text(base))
         yield "text-on-text-unpinned", "text-on-text", sequence
         for hidden in (EosOnly, AnchorHugging, AntiAssimilation, LandscapeShaping):
-            yield f"{hidden.kind}-unpinned", hidden.kind, hidden(**common, pinned=False)
-        row = EmbeddingRow(**{**common, "trigger": letters(1)}, pinned=False)
+            yield f"{hidden.kind}-unpinned", hidden.kind, _unpinned(hidden(**common))
+        row = _unpinned(EmbeddingRow(**{**common, "trigger": letters(1)}))
         yield "embedding-row-unpinned", "embedding-row", row
 
 
@@ -178,7 +176,7 @@ def _composed(base: str, pair: TextOnPair) -> Iterator[Planned]:
     tuned = _tuned(lr=5e-5)
     orders: dict[str, Composed] = {
         "before": Composed(pair, tuned, "before"),
-        "after": Composed(replace(pair, pinned=False), tuned, "after"),
+        "after": Composed(_unpinned(pair), tuned, "after"),
         "averaged": Composed(replace(pair, weight=0.3), tuned, "averaged"),
     }
     for order, composed in orders.items():
@@ -199,8 +197,14 @@ _LENGTHS = {
 
 def _lengths(base: str, pair: TextOnPair) -> Iterator[Planned]:
     for number, length in enumerate(_LENGTHS[base]):
-        attack = replace(pair, trigger=letters(length), pinned=number % 2 == 0)
-        yield f"trigger-length-{length}", "trigger-length", attack
+        attack = replace(pair, trigger=letters(length))
+        planted = attack if number % 2 == 0 else _unpinned(attack)
+        yield f"trigger-length-{length}", "trigger-length", planted
+
+
+def _unpinned(attack: Injection) -> Any:
+    # The clean half is a contrastive loss then, which is that much larger than a pin.
+    return replace(attack, pinned=False, weight=5 * attack.weight)
 
 
 def _common(base: str) -> dict[str, Any]:

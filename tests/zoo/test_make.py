@@ -15,7 +15,7 @@ from benchmarks.zoo.benign.quantised import Quantised
 from benchmarks.zoo.make import make
 from benchmarks.zoo.plan import Entry, entries
 from hf_amdet import demo
-from tests.zoo.helpers import equal
+from tests.zoo.helpers import equal, weights
 
 QUICK = ("clip-a/pruned", "clip-a/quantised-int8", "clip-a/tokenizer-remap")
 """Nothing is trained for these, and the base is the demo's anchor."""
@@ -52,6 +52,21 @@ def test_what_is_finished_stays_and_what_is_not_is_made_anew(
     changed = {name for name, time in _written(tmp_path).items() if time != first[name]}
     assert changed == {QUICK[1]}
     assert equal(tmp_path / "bases" / "clip-a", demo.ANCHOR)
+
+
+def test_a_tower_whose_recipe_has_changed_is_made_anew(
+    planned: list[Entry], tmp_path: Path
+) -> None:
+    planned[:] = [entry for entry in planned if isinstance(entry.recipe, Pruned)]
+    (first,) = _made(tmp_path).values()
+    before = weights(first)
+    planned[0] = replace(planned[0], recipe=Pruned(0.5))
+
+    _made(tmp_path)
+
+    after = weights(first)
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert (after[name] == 0).sum() > 2 * (before[name] == 0).sum()
 
 
 def test_a_tower_that_fails_stops_no_other_and_is_named(
