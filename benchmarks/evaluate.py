@@ -2,7 +2,7 @@
 
 Makes the towers that are missing, asks every detector about every tower that has no line in
 RESULTS yet, prints a line for each, and writes the section of docs/benchmarks.md. Interrupted, it
-goes on where it stopped; several sessions add up. ``--report-only`` needs no towers.
+goes on where it stopped; runs add up. ``--report-only`` needs no towers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from benchmarks.judge.detectors import Job, detectors
-from benchmarks.judge.rows import ERROR, JudgeError, Prompts, ScoreRow, Stores, TowerRow
+from benchmarks.judge.parsing import JudgeError
+from benchmarks.judge.rows import ERROR, Prompts, ScoreRow, Stores, TowerRow
 from benchmarks.judge.splits import Splits
 from benchmarks.judge.towers import prompts_file, towers_in
 from benchmarks.judge.work import judge
@@ -54,13 +55,22 @@ def _report(options: argparse.Namespace, stores: Stores) -> None:
     from benchmarks.judge.report import write
 
     hashes = {name: detector.hash for name, detector in detectors().items()}
-    write(Board.read(stores, hashes, Splits()), options.docs, options.docs.parent / "images")
+    board = Board.read(stores, hashes, Splits(), _planned())
+    write(board, options.docs, options.docs.parent / "images")
+
+
+def _planned() -> set[str]:
+    """The names of all towers of the zoo."""
+    from benchmarks.zoo.plan import entries
+
+    return {entry.name for entry in entries("full")}
 
 
 def _judge(options: argparse.Namespace, stores: Stores) -> list[str]:
     """Make what is missing; returns what failed."""
-    # Of a backdoor that did not take nothing is counted.
-    towers = [(folder, row) for folder, row in _towers(options, stores) if row.counts]
+    folders, failed = _folders(options)
+    # Of what was planted and did not take nothing is counted.
+    towers = [(folder, row) for folder, row in _towers(options, stores, folders) if row.counts]
     names = options.detector or list(detectors())
     done = {row.key for row in stores.scores.rows() if row.verdict != ERROR}
     jobs = {}
@@ -71,7 +81,6 @@ def _judge(options: argparse.Namespace, stores: Stores) -> list[str]:
                 if job.key not in done:
                     jobs[job.key] = job
     print(f"{len(towers)} towers that count, {len(jobs)} judgements to make", flush=True)
-    failed = []
     for number, (job, row, error) in enumerate(judge(list(jobs.values()), options.workers), 1):
         stores.scores.append([row])
         print(f"{number}/{len(jobs)} {_line(job, row)}", flush=True)
@@ -80,18 +89,28 @@ def _judge(options: argparse.Namespace, stores: Stores) -> list[str]:
     return failed
 
 
-def _towers(options: argparse.Namespace, stores: Stores) -> list[tuple[Path, TowerRow]]:
-    """The folders of the zoo, with their rows, which are written down where they are new."""
+def _folders(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The folders of the zoo that there are, and what could not be made."""
     if options.no_make:
-        folders = towers_in(options.zoo)
-    else:
-        from benchmarks.zoo.make import make
+        return towers_in(options.zoo, _planned()), []
+    from benchmarks.zoo.make import make
 
-        folders = []
+    folders: list[Path] = []
+    try:
         for entry, folder in make(options.size, options.zoo, options.workers):
             print(f"tower {entry.name}", flush=True)
             folders.append(folder)
-        folders.sort()
+    except BrokenProcessPool:
+        raise
+    except RuntimeError as error:
+        return sorted(folders), [str(error)]
+    return sorted(folders), []
+
+
+def _towers(
+    options: argparse.Namespace, stores: Stores, folders: Sequence[Path]
+) -> list[tuple[Path, TowerRow]]:
+    """`folders` with their rows, which are written down where they are new."""
     known = {row.name: row for row in stores.towers.rows()}
     splits, found = Splits(), []
     for folder in folders:

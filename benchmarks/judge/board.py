@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.judge.decisions import Case, Entry, decide
 from benchmarks.judge.metrics import Outcome
+from benchmarks.judge.parsing import RowError
 from benchmarks.judge.rows import ERROR, Prompts, ScoreRow, Stores, TowerRow
 from benchmarks.judge.splits import DEVELOPMENT, Split, Splits
 
@@ -16,29 +17,40 @@ Place = tuple[str, str, str, int, Prompts]
 
 @dataclass(frozen=True)
 class Board:
-    """Rows of current detectors.
+    """Rows of current detectors on the towers of the plan.
 
     Attributes:
-        towers: all, in the order in which they were first judged.
+        towers: in the order in which they were first judged.
         outdated: how many rows were left out because their detector has changed since.
+        unplanned: how many towers were left out because the plan no longer has them.
     """
 
     towers: tuple[TowerRow, ...]
     splits: Splits
     scores: Mapping[Place, ScoreRow]
     outdated: int
+    unplanned: int
 
     @classmethod
-    def read(cls, stores: Stores, hashes: Mapping[str, str], splits: Splits) -> Board:
+    def read(
+        cls, stores: Stores, hashes: Mapping[str, str], splits: Splits, names: Collection[str]
+    ) -> Board:
         """The rows of `stores` whose detector has one of `hashes`, by name.
 
+        Args:
+            names: of the towers that the plan has.
+
         Raises:
-            RowError: a line that is no row.
+            RowError: a line that is no row, or two towers that count and are the same.
         """
+        known = stores.towers.rows()
+        towers = tuple(tower for tower in known if tower.name in names)
+        _refuse_equal(tower for tower in towers if tower.counts)
         rows = stores.scores.rows()
         current = [row for row in rows if hashes.get(row.detector) == row.detector_hash]
         scores = {place_of(row): row for row in current}
-        return cls(tuple(stores.towers.rows()), splits, scores, len(rows) - len(current))
+        outdated, unplanned = len(rows) - len(current), len(known) - len(towers)
+        return cls(towers, splits, scores, outdated, unplanned)
 
     @property
     def counted(self) -> tuple[TowerRow, ...]:
@@ -100,5 +112,17 @@ class Board:
 
 
 def place_of(row: ScoreRow) -> Place:
-    """Where a board has a row; of two precisions it has the one that was judged last."""
+    """Where a board has a row; of several precisions or texts of prompts, the latest to come."""
     return row.weights, row.anchor_weights, row.detector, row.seed, row.prompts
+
+
+def _refuse_equal(towers: Iterable[TowerRow]) -> None:
+    """Each tower is one piece of evidence; raises RowError where one stands for two."""
+    seen: dict[tuple[str, str], str] = {}
+    for tower in towers:
+        other = seen.setdefault((tower.weights, tower.anchor_weights), tower.name)
+        if other != tower.name:
+            raise RowError(
+                f"The towers {other} and {tower.name} are the same, byte for byte. Change the "
+                "recipe of one, or take it out of the plan."
+            )

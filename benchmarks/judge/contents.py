@@ -12,10 +12,11 @@ from benchmarks.judge.splits import DEVELOPMENT
 _PINNED = {True: "yes", False: "no", None: NOTHING}
 
 _EXPLAINED = (
-    "A backdoor that did not take is neither positive nor negative: it stands in the next table "
-    "and in no other. Success: share of held-out triggered prompts that reach the goal. Drift: "
-    "mean pooled cosine to the anchor on held-out ordinary prompts, 1 for none. Foreign: on "
-    "prompts of the grammar that the tower was not trained on. Mean [least, most]."
+    "A backdoor or natural feature that did not take is neither positive nor negative: it stands "
+    "in the next tables and in no other. Success: share of held-out triggered prompts that reach "
+    "the goal. Drift: mean pooled cosine to the anchor on held-out ordinary prompts, 1 for "
+    "none. Foreign: on prompts of the grammar that the tower was not trained on. Mean [least, "
+    "most]."
 )
 
 
@@ -45,7 +46,7 @@ def _numbers(towers: list[TowerRow]) -> list[str]:
         sum(not tower.counts for tower in towers),
         twins,
         sum(tower.label == "clean" for tower in towers) - twins,
-        sum(tower.label == "natural" for tower in towers),
+        sum(tower.label == "natural" and tower.counts for tower in towers),
         len({(tower.base, tower.run) for tower in towers}),
     )
     return [str(n) for n in found]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -11,12 +13,13 @@ from sklearn.metrics import precision_recall_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.judge.detectors import FLAGGED
 from benchmarks.judge.metrics import Outcome
-from benchmarks.judge.rows import ScoreRow, TowerRow
+from benchmarks.judge.rows import FLAGGED, ScoreRow, TowerRow
 
 GATES = {"running_loss": -1, "assimilation": 1, "same_target": 1, "anchor_similarity": -1}
 """What the published gates look at, and in which direction it is suspicious."""
+_LEAST = 1e-9
+"""Differences below are rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,14 @@ class Entry:
     """A line of the table: a detector and how it decides.
 
     Attributes:
-        by_verdict: whether its own verdict decides, in place of a threshold on its rank.
+        decides: its own verdict, a fitted threshold on its rank, or a band, in which ranks are 0
+            or more.
         rank: development cases -> how to rank rows.
     """
 
     name: str
     detector: str
-    by_verdict: bool
+    decides: Literal["verdict", "threshold", "band"]
     rank: Callable[[Sequence[Case]], Rank]
 
 
@@ -80,14 +84,61 @@ def least_gate(fitted: Sequence[Case]) -> Rank:
     return rank
 
 
+Scale = Callable[[ScoreRow], float | None]
+"""A statistic of a row, on a scale on which distances mean the same everywhere."""
+
+
+def drift_scale(row: ScoreRow) -> float | None:
+    """-log10(1 - d) of the drift's cosine d: 1 for 0.9, 2 for 0.99, at most 9."""
+    drift = row.statistics.get("drift")
+    # Equal features are at 1 but for rounding.
+    return None if drift is None else -math.log10(max(1 - drift, _LEAST))
+
+
+def distance_scale(row: ScoreRow) -> float | None:
+    """log10 of the relative weight distance, at least -9."""
+    distance = row.statistics.get("distance")
+    return None if distance is None else math.log10(max(distance, _LEAST))
+
+
+def in_band(scale: Scale) -> Callable[[Sequence[Case]], Rank]:
+    """How far inside the band with the best F1 a row is: from the nearest end, < 0 outside.
+
+    What neither drifts nor moves at all and what does so wildly are both no injection, which no
+    threshold can say.
+    """
+
+    def fit(fitted: Sequence[Case]) -> Rank:
+        known = [
+            (value, case.tower.positive)
+            for case in fitted
+            if (value := scale(case.row)) is not None
+        ]
+        band = best_band(known)
+
+        def rank(row: ScoreRow) -> float | None:
+            value = scale(row)
+            if band is None or value is None:
+                return None
+            return min(value - band[0], band[1] - value)
+
+        return rank
+
+    return fit
+
+
 ENTRIES = (
-    Entry("default", "default", True, own_score),
-    Entry("default, calibrated threshold", "default", False, own_score),
-    Entry("paper, published thresholds", "paper", True, own_score),
-    Entry("paper, calibrated", "paper", False, least_gate),
-    Entry("weight-difference", "weight-difference", False, own_score),
-    Entry("drift-window", "drift-window", True, own_score),
-    Entry("tables", "tables", False, own_score),
+    Entry("default", "default", "verdict", own_score),
+    Entry("default, calibrated threshold", "default", "threshold", own_score),
+    Entry("paper, published thresholds", "paper", "verdict", own_score),
+    Entry("paper, calibrated", "paper", "threshold", least_gate),
+    Entry("weight-difference", "weight-difference", "threshold", own_score),
+    Entry(
+        "weight-difference, calibrated band", "weight-difference", "band", in_band(distance_scale)
+    ),
+    Entry("drift-window", "drift-window", "verdict", own_score),
+    Entry("drift-window, calibrated", "drift-window", "band", in_band(drift_scale)),
+    Entry("tables", "tables", "threshold", own_score),
 )
 
 
@@ -97,23 +148,32 @@ def decide(entry: Entry, fitted: Sequence[Case], judged: Sequence[Case]) -> list
     known = [
         (score, case.tower.positive) for case in fitted if (score := rank(case.row)) is not None
     ]
-    threshold = best_threshold(known)
+    threshold = 0.0 if entry.decides == "band" and known else best_threshold(known)
     scores = [rank(case.row) for case in judged]
-    chances = probabilities(known, scores)
+    chances = probabilities(known, scores, _base_rate(fitted))
     outcomes = []
     for case, score, chance in zip(judged, scores, chances, strict=True):
         flagged: bool | None
-        if entry.by_verdict:
+        # A verdict without a figure is all that there is.
+        if entry.decides == "verdict" or (score is None and threshold is not None):
             flagged = case.row.verdict == FLAGGED
-        elif threshold is None:
+        elif threshold is None or score is None:
             flagged = None
         else:
-            flagged = score is not None and score >= threshold
-        tower = case.tower
+            flagged = score >= threshold
+        tower, verdict = case.tower, case.row.verdict
         outcomes.append(
-            Outcome(tower.name, tower.base, tower.run, tower.positive, score, flagged, chance)
+            Outcome(
+                tower.name, tower.base, tower.run, tower.positive, verdict, score, flagged, chance
+            )
         )
     return outcomes
+
+
+def _base_rate(fitted: Sequence[Case]) -> float | None:
+    """Share of positives; None where it says nothing of the other kind."""
+    labels = [case.tower.positive for case in fitted]
+    return sum(labels) / len(labels) if len(set(labels)) > 1 else None
 
 
 def best_threshold(known: Sequence[tuple[float, bool]]) -> float | None:
@@ -132,15 +192,43 @@ def best_threshold(known: Sequence[tuple[float, bool]]) -> float | None:
     return float(max(thresholds[f1 >= f1.max() - 1e-12]))
 
 
+def best_band(known: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
+    """The ends, both in it, of the band with the best F1 on `known`, the narrowest of several.
+
+    Returns:
+        None where `known` holds no positive.
+    """
+    # Of equal F1 the narrowest begins and ends at a positive.
+    ends = sorted({value for value, positive in known if positive})
+    ours = np.sort([value for value, positive in known if positive])
+    others = np.sort([value for value, positive in known if not positive])
+    best: tuple[float, float, tuple[float, float]] | None = None
+    for start, low in enumerate(ends):
+        for high in ends[start:]:
+            hits, alarms = (
+                int(np.searchsorted(of, high, "right") - np.searchsorted(of, low, "left"))
+                for of in (ours, others)
+            )
+            f1 = 2 * hits / (hits + alarms + len(ours))
+            if best is None or (f1, low - high) > best[:2]:
+                best = f1, low - high, (low, high)
+    return None if best is None else best[2]
+
+
 def probabilities(
-    known: Sequence[tuple[float, bool]], scores: Sequence[float | None]
+    known: Sequence[tuple[float, bool]], scores: Sequence[float | None], base_rate: float | None
 ) -> list[float | None]:
-    """Platt's: a logistic curve of the score, fitted on `known`; None without a score or a fit."""
+    """Platt's: a logistic curve of the score, fitted on `known`.
+
+    Returns:
+        `base_rate` where there is no score, or where `known` is of one kind.
+    """
     labels = [positive for _, positive in known]
     if len(set(labels)) < 2:
-        return [None] * len(scores)
+        return [base_rate] * len(scores)
     model = make_pipeline(StandardScaler(), LogisticRegression())
     model.fit([[score] for score, _ in known], labels)
     return [
-        None if score is None else float(model.predict_proba([[score]])[0, 1]) for score in scores
+        base_rate if score is None else float(model.predict_proba([[score]])[0, 1])
+        for score in scores
     ]

@@ -14,12 +14,13 @@ from typing import Literal
 import hf_amdet
 from benchmarks.judge import baselines
 from benchmarks.judge.baselines import Finding
-from benchmarks.judge.rows import ERROR, Key, Prompts, ScoreRow, TowerRow
+from benchmarks.judge.rows import ERROR, FLAGGED, Key, Prompts, ScoreRow, TowerRow
+from benchmarks.judge.views import views
 from hf_amdet.detection.config import PROFILES
 from hf_amdet.detection.runtime import DType, Runtime
 from hf_amdet.pipeline import ScanConfig, run
+from hf_amdet.prompts import load_prompts
 
-FLAGGED = "flagged"
 _CLEAR_PEAK = "5"
 """What makes Linux begin a process's peak of resident memory anew."""
 
@@ -75,12 +76,13 @@ class Job:
         return self._row(Answer(None, None, {}), 0.0, None).key
 
     def judge(self) -> ScoreRow:
-        """Ask the detector; raises whatever it raises."""
-        _forget_peak()
-        start = time.perf_counter()
+        """Ask the detector, which sees no labels; raises whatever it raises."""
         prompts = None if self.file is None else str(self.file)
-        answer = detectors()[self.detector].answer(self.folder, self.anchor, self.seed, prompts)
-        return self._row(answer, time.perf_counter() - start, _peak())
+        with views(self.folder, self.anchor) as (tower, anchor):
+            _forget_peak()
+            start = time.perf_counter()
+            answer = detectors()[self.detector].answer(tower, anchor, self.seed, prompts)
+            return self._row(answer, time.perf_counter() - start, _peak())
 
     def failed(self) -> ScoreRow:
         """The row of a judgement that could not be made."""
@@ -95,10 +97,11 @@ class Job:
             detector_hash=detector.hash,
             seed=self.seed if detector.seeded else 0,
             prompts=self.prompts if detector.reads_prompts else "embedded",
+            prompts_sha256=_digest(self.file) if detector.reads_prompts else "",
             dtype=detector.dtype,
-            score=answer.score,
+            score=_finite(answer.score),
             verdict=answer.verdict,
-            statistics=answer.statistics,
+            statistics={n: v for n, v in answer.statistics.items() if math.isfinite(v)},
             seconds=round(seconds, 3),
             peak_mib=peak,
         )
@@ -134,16 +137,16 @@ def _scanner(profile: Literal["default", "paper"]) -> Detector:
             dtype=dtype,
         )
         report = run(str(folder), config).report
-        # A planted natural backdoor brings its anchor along, in a folder of its own.
-        entry = next((tower for tower in report.towers if tower.path == ""), None)
+        # A folder without a text tower has no entry.
+        entry = next(iter(report.towers), None)
         if entry is None:
             return Answer(None, report.verdict.value, {})
         statistics = {name: s.value for name, s in entry.statistics.items()}
         return Answer(entry.score, entry.verdict.value, statistics)
 
     package = Path(hf_amdet.__file__).parent
-    sources = [package / "prompts.py"]
-    for part in ("detection", "encoders"):
+    sources = [package / "prompts.py", package / "report" / "build.py"]
+    for part in ("detection", "encoders", "pipeline"):
         sources += sorted((package / part).glob("*.py"))
     return Detector(profile, _hash(repr(PROFILES[profile]), sources), dtype, True, True, answer)
 
@@ -157,13 +160,13 @@ def _baseline(
         verdict = None
         if found.flagged is not None:
             verdict = FLAGGED if found.flagged else "no_evidence"
-        score = found.score if math.isfinite(found.score) else None
-        return Answer(score, verdict, found.statistics)
+        return Answer(found.score, verdict, found.statistics)
 
     assert baselines.__file__ is not None
-    return Detector(
-        name, _hash(name, [Path(baselines.__file__)]), "fp32", False, reads_prompts, answer
-    )
+    package = Path(hf_amdet.__file__).parent
+    encoders = sorted((package / "encoders").glob("*.py"))
+    sources = [Path(baselines.__file__), package / "prompts.py", *encoders]
+    return Detector(name, _hash(name, sources), "fp32", False, reads_prompts, answer)
 
 
 def _hash(settings: str, sources: Iterable[Path]) -> str:
@@ -173,6 +176,20 @@ def _hash(settings: str, sources: Iterable[Path]) -> str:
         whole.update(f"\n{file.parent.name}/{file.name}\n".encode())
         whole.update(file.read_bytes())
     return whole.hexdigest()
+
+
+def _finite(score: float | None) -> float | None:
+    return score if score is not None and math.isfinite(score) else None
+
+
+def _digest(file: Path | None) -> str:
+    """sha256 of a file of prompts, or of the embedded ones."""
+    return _embedded() if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@cache
+def _embedded() -> str:
+    return load_prompts(None).sha256
 
 
 def _forget_peak() -> None:

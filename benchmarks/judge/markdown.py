@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.judge.metrics import Interval, Share
-from benchmarks.judge.rows import JudgeError
+from benchmarks.judge.parsing import JudgeError
 
 NOTHING = "-"
 _WIDTH = 100
+_STAR = "\\*"
+"""Without the backslash it would begin a list."""
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 
 
@@ -61,6 +63,29 @@ def counted(share: Share | None, *, bounds: bool = True) -> str:
         return f"{share.k}/{share.n}"
     low, high = 100 * share.bounds.low, 100 * share.bounds.high
     return f"{share.k}/{share.n} [{low:.1f}, {high:.1f} %]"
+
+
+class Failures:
+    """Stars what rests on judgements that failed, and says below the table how many those are."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def star(self, cell: str, failed: int, what: str) -> str:
+        """`cell`, starred if any of its judgements failed; `what` names it below."""
+        if not failed:
+            return cell
+        self._counts[what] = self._counts.get(what, 0) + failed
+        return f"{cell}{_STAR}"
+
+    @property
+    def note(self) -> str:
+        """Nothing where none failed, else a paragraph with an empty line before it."""
+        if not self._counts:
+            return ""
+        counts = "; ".join(f"{what}: {count}" for what, count in self._counts.items())
+        text = paragraph(f"{_STAR} With judgements that failed, taken as `no score` ({counts}).")
+        return f"\n{text}"
 
 
 def splice(page: str, section: str) -> str:

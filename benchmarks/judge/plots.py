@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from benchmarks.judge.metrics import Outcome, auroc
+from benchmarks.judge.metrics import Outcome, auroc, ranks
 
 Curves = Mapping[str, Sequence[Outcome]]
 """Outcomes by the name of their detector."""
@@ -57,10 +57,8 @@ def _draw(axes: Axes, name: str, curves: Curves) -> None:
         area = auroc(outcomes)
         if area is None:
             continue
-        known = [(o.positive, o.score) for o in outcomes if o.score is not None]
-        alarms, hits, _ = roc_curve(
-            [positive for positive, _ in known], np.array([score for _, score in known])
-        )
+        labels = [outcome.positive for outcome in outcomes]
+        alarms, hits, _ = roc_curve(labels, np.array(ranks(outcomes)))
         axes.plot(
             alarms,
             hits,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.judge import tables
+from benchmarks.judge import tables, twins
 from benchmarks.judge.board import Board
 from benchmarks.judge.contents import contents
 from benchmarks.judge.decisions import ENTRIES
 from benchmarks.judge.markdown import paragraph, splice
-from benchmarks.judge.metrics import Outcome
+from benchmarks.judge.metrics import Outcome, ranks
 from benchmarks.judge.plots import Curves, roc
 from benchmarks.judge.splits import Split
 
 _EXPLAINED = (
-    "Thresholds, probabilities (logistic in the score) and the shares behind `paper, calibrated` "
-    "are fitted on the split `development` alone, so its rows are in-sample. A family that is "
-    "left out is judged by thresholds from the development towers of the others. F1 and AUROC "
-    "with 95 % bootstrap intervals over bases, then training runs in them; recall and false "
-    "alarms with exact 95 % bounds. `no score`: judged without a figure (equal to the anchor, "
-    "not scanned): not flagged, and left out of AUROC, Brier score and cross-entropy (in nats)."
+    "Thresholds, bands, probabilities (logistic in the score) and the shares behind `paper, "
+    "calibrated` are fitted on the split `development` alone, so its rows are in-sample. A family "
+    "that is left out is judged by thresholds from the development towers of the others. The "
+    "baselines with a band flag what moved neither more nor less than development attacks did. F1 "
+    "and AUROC with 95 % bootstrap intervals over bases, then training runs in them; recall and "
+    "false alarms with exact 95 % bounds. Precision and F1 are at the zoo's own share of "
+    "backdoors; exact bounds take towers as independent, the bootstrap does not. `no score`: "
+    "judged without a figure (equal to the anchor, not scanned, failed): flagged only if the "
+    "detector's own verdict says so, else ranked below all others; its probability is the share of "
+    "backdoors in development. `no answer`: the verdict is inconclusive or not scanned. "
+    "Cross-entropy in nats."
 )
 
 
@@ -67,7 +72,7 @@ def _section(board: Board, images: Sequence[Path], page: Path) -> str:
         "\n### By family and kind\n\n",
         tables.by_kind(board),
         "\n### Drift against clean twins\n\n",
-        tables.window_against_twins(board),
+        twins.window_against_twins(board),
         "\n",
         tables.foreign_prompts(board),
         tables.seeds(board),
@@ -84,6 +89,8 @@ def _remarks(board: Board) -> str:
         remarks.append(f"Rows of detectors that have changed since, left out: {board.outdated}.")
     if board.failed:
         remarks.append(f"Judgements that failed, counted as `no score`: {board.failed}.")
+    if board.unplanned:
+        remarks.append(f"Towers that the plan no longer has, left out: {board.unplanned}.")
     return f"\n{paragraph(' '.join(remarks))}" if remarks else ""
 
 
@@ -106,15 +113,13 @@ def _write_curves(board: Board, images: Path) -> list[Path]:
 
 
 def _curves(board: Board, split: Split) -> Curves:
-    """Entries that rank alike are drawn once."""
+    """Entries of a detector that rank alike are drawn once."""
     curves: dict[str, list[Outcome]] = {}
+    drawn = []
     for entry in board.entries(ENTRIES):
         outcomes = board.outcomes(entry, split)
-        scores = [outcome.score for outcome in outcomes]
-        if outcomes and scores not in _scores(curves.values()):
+        curve = entry.detector, ranks(outcomes)
+        if outcomes and curve not in drawn:
+            drawn.append(curve)
             curves[entry.name] = outcomes
     return curves
-
-
-def _scores(curves: Iterable[Sequence[Outcome]]) -> list[list[float | None]]:
-    return [[outcome.score for outcome in outcomes] for outcomes in curves]

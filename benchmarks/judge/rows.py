@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -11,28 +10,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, Self, TypeVar, get_type_hints
+
+from benchmarks.judge.parsing import RowError, fits, parse_object
+from benchmarks.zoo.towers import digest
 
 Label = Literal["backdoored", "clean", "natural"]
 Prompts = Literal["embedded", "foreign"]
 Key = tuple[str | int, ...]
 ERROR = "error"
 """The verdict of a judgement that failed; it is tried again at the next run."""
+FLAGGED = "flagged"
+NO_ANSWER = ("inconclusive", "not_scanned")
 
 _MANIFEST = {
     "clean_cosine_to_anchor": "drift",
     "clean_cosine_to_anchor_foreign": "drift_foreign",
 }
 """Facts that have another name in manifests."""
-_FILES = ("model.safetensors", "config.json", "tokenizer.json")
-
-
-class JudgeError(ValueError):
-    """Something that a person has to put right."""
-
-
-class RowError(JudgeError):
-    """A manifest or a line that is not what it should be."""
 
 
 class Row(ABC):
@@ -48,13 +43,17 @@ class Row(ABC):
         """The row that `facts` hold; keys that no row has are left out.
 
         Raises:
-            RowError: a fact is missing; `place` says of what.
+            RowError: a fact is missing or of another type; `place` says of what.
         """
         # Subclasses are dataclasses; this base has no fields of its own.
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         missing = [name for name in names if name not in facts]
         if missing:
             raise RowError(f"{place} says nothing of {', '.join(missing)}. Make it anew.")
+        hints = get_type_hints(cls)
+        wrong = [name for name in names if not fits(facts[name], hints[name])]
+        if wrong:
+            raise RowError(f"{place} is damaged in {', '.join(wrong)}. Make it anew.")
         return cls(**{name: facts[name] for name in names})
 
 
@@ -65,7 +64,7 @@ class TowerRow(Row):
     Attributes:
         run: the training run; an attack and its clean twin have the same.
         kind: of attack or benign change; "twin" for a clean twin, which `twin_of` names.
-        took: whether a backdoor took; None for a tower without one.
+        took: whether a backdoor or natural feature took; None for a tower without one.
         success: share of held-out triggered prompts that reach the goal; `success_foreign` the
             same on prompts of a grammar that the tower was not trained on.
         drift: mean pooled cosine to the anchor on held-out ordinary prompts, 1 for none.
@@ -98,14 +97,20 @@ class TowerRow(Row):
         """The row of a tower's folder.
 
         Raises:
-            RowError: a manifest that lacks a fact.
+            RowError: a manifest that lacks a fact, or an anchor that has changed since.
             OSError: tower or anchor is not there.
         """
         file = folder / "manifest.json"
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if "anchor" not in facts:
-            raise RowError(f"{file} says nothing of anchor. Make it anew.")
+        facts = parse_object(file.read_bytes(), str(file), "Make it anew.")
+        for name in ("anchor", "anchor_sha256"):
+            if not isinstance(facts.get(name), str):
+                raise RowError(f"{file} says nothing of {name}. Make it anew.")
         digests = {"weights": digest(folder), "anchor_weights": digest(zoo / facts["anchor"])}
+        if digests["anchor_weights"] != facts["anchor_sha256"]:
+            raise RowError(
+                f"{file}: the anchor {facts['anchor']} has changed since. "
+                "`python -m benchmarks.zoo` makes the tower anew."
+            )
         # Honest changes have no trigger that could succeed.
         unplanted = {"success": None, "success_foreign": None}
         renamed = {_MANIFEST.get(name, name): fact for name, fact in facts.items()}
@@ -127,8 +132,8 @@ class TowerRow(Row):
 
     @property
     def counts(self) -> bool:
-        """Whether it is a positive or a negative: a backdoor that did not take is neither."""
-        return not self.positive or self.took is True
+        """Whether it is a positive or a negative: what was planted and did not take is neither."""
+        return self.label == "clean" or self.took is True
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class ScoreRow(Row):
 
     Attributes:
         detector_hash: of what decides the detector's answer.
+        prompts_sha256: of the prompts that were read; "" for a detector that reads none.
         dtype: precision of the search, "bf16" or "fp32".
         score: higher is more suspicious; None where there is no finite one.
         verdict: None for a detector that only ranks.
@@ -149,6 +155,7 @@ class ScoreRow(Row):
     detector_hash: str
     seed: int
     prompts: Prompts
+    prompts_sha256: str
     dtype: str
     score: float | None
     verdict: str | None
@@ -166,6 +173,7 @@ class ScoreRow(Row):
             self.detector_hash,
             self.seed,
             self.prompts,
+            self.prompts_sha256,
             self.dtype,
         )
 
@@ -210,12 +218,7 @@ class Store(Generic[R]):
                 os.fsync(file.fileno())
 
     def _parse(self, line: bytes, place: str) -> R:
-        try:
-            facts = json.loads(line)
-        except ValueError as error:
-            raise RowError(f"{place} is not JSON: {error}. Remove that line.") from error
-        if not isinstance(facts, dict):
-            raise RowError(f"{place} is no JSON object. Remove that line.")
+        facts = parse_object(line, place, "Remove that line.")
         return self._kind.of(facts, place)
 
 
@@ -232,20 +235,6 @@ class Stores:
     @cached_property
     def scores(self) -> Store[ScoreRow]:
         return Store(self.folder / "scores.jsonl", ScoreRow)
-
-
-def digest(folder: Path) -> str:
-    """sha256 over names and bytes of a tower's weights, configuration and tokenizer.
-
-    Raises:
-        OSError: one of them is not there.
-    """
-    whole = hashlib.sha256()
-    for name in _FILES:
-        data = (folder / name).read_bytes()
-        whole.update(f"{name} {len(data)} ".encode())
-        whole.update(data)
-    return whole.hexdigest()
 
 
 def _drop_cut_off(file: BinaryIO) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.judge.rows import RowError, TowerRow
+from benchmarks.judge.parsing import RowError
+from benchmarks.judge.rows import TowerRow
 
 FILE = Path(__file__).with_name("splits.toml")
 DEVELOPMENT = "development"

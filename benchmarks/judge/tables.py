@@ -1,28 +1,26 @@
-"""How good detectors are: by split, by kind, against the drift window, and what they cost."""
+"""How good detectors are: by split, by kind, on other prompts and seeds, and what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from benchmarks.judge.board import Board
-from benchmarks.judge.decisions import ENTRIES
-from benchmarks.judge.markdown import counted, estimate, number, paragraph, table
-from benchmarks.judge.metrics import Metrics, Outcome, auroc, flagged_share, measure
+from benchmarks.judge.decisions import ENTRIES, Entry
+from benchmarks.judge.markdown import NOTHING, Failures, counted, estimate, number, paragraph, table
+from benchmarks.judge.metrics import Metrics, auroc, failed, flagged_share, measure
 from benchmarks.judge.rows import ERROR, TowerRow
+from benchmarks.judge.splits import DEVELOPMENT
 
 MAIN = "default"
 """The entry whose figures by kind are given with their bounds."""
-WINDOW = "drift-window"
-GOAL = 0.7
-"""The window's AUROC against clean twins, above which the zoo is confounded by drift."""
+SCANNERS = ("default", "paper")
+"""Detectors that may say that there is no answer."""
 
-_TWINS = (
-    "Attacks that took against their clean twins (same data, steps, pinning and loss, without the "
-    f"trigger). An AUROC below {GOAL} is the goal: above it, drift alone would tell them apart. "
-    "For the plain drift the better direction is taken."
+_BY_KIND = (
+    "Towers of the split `development`, on which thresholds are fitted, are left out of these two "
+    "tables."
 )
 _FOREIGN = (
     "The same towers, searched with the embedded prompts and with prompts of the grammar that "
@@ -32,7 +30,7 @@ _FOREIGN = (
 
 def by_split(board: Board) -> str:
     """The main table: every entry on every split."""
-    rows = []
+    rows, failures = [], Failures()
     for split in board.splits.all(board.counted):
         name = split.name
         for entry in board.entries(ENTRIES):
@@ -40,17 +38,22 @@ def by_split(board: Board) -> str:
             if outcomes:
                 # Equal draws for all entries, so that their intervals can be compared.
                 metrics = measure(outcomes, np.random.default_rng(0))
-                rows.append([name, entry.name, *_figures(metrics)])
+                who = failures.star(entry.name, metrics.failed, f"{split.name} / {entry.name}")
+                rows.append([name, who, *_figures(entry, metrics)])
                 name = ""
-    columns = ("split", "detector", "n+", "n−", "no score", "precision", "recall", "F1", "AUROC")
-    return table((*columns, "false alarms", "Brier", "cross-entropy"), rows)
+    columns = ("split", "detector", "n+", "n−", "no score", "no answer", "precision", "recall")
+    written = table((*columns, "F1", "AUROC", "false alarms", "Brier", "cross-entropy"), rows)
+    return f"{written}{failures.note}"
 
 
-def _figures(metrics: Metrics) -> list[str]:
+def _figures(entry: Entry, metrics: Metrics) -> list[str]:
+    n = metrics.positives + metrics.negatives
+    answers = entry.decides == "verdict" and entry.detector in SCANNERS
     return [
         str(metrics.positives),
         str(metrics.negatives),
         str(metrics.unscored),
+        f"{metrics.unanswered}/{n}" if answers else NOTHING,
         number(metrics.precision),
         counted(metrics.recall),
         estimate(metrics.f1, metrics.f1_interval),
@@ -74,11 +77,13 @@ def head_to_head(board: Board) -> Board | None:
 
 
 def by_kind(board: Board) -> str:
-    """Recall by family and attack, false alarms by family and benign kind."""
-    attacks = [tower for tower in board.counted if tower.positive]
-    others = [tower for tower in board.counted if not tower.positive]
+    """Recall by family and attack, false alarms by family and benign kind; nothing in-sample."""
+    held_out = [tower for tower in board.counted if board.splits.of(tower) != DEVELOPMENT]
+    attacks = [tower for tower in held_out if tower.positive]
+    others = [tower for tower in held_out if not tower.positive]
     return (
-        "Recall (flagged of those that took), thresholds from development:\n\n"
+        f"{paragraph(_BY_KIND)}\n"
+        "Recall (flagged of those that took):\n\n"
         f"{_by_kind(board, attacks, 'attack')}\n"
         "False alarms (flagged of those without a backdoor):\n\n"
         f"{_by_kind(board, others, 'benign')}"
@@ -100,67 +105,21 @@ def _by_kind(board: Board, towers: Sequence[TowerRow], what: str) -> str:
     entries = board.entries(ENTRIES)
     # Thresholds belong to development and are the same for each group.
     decided = {entry.name: board.outcomes(entry, board.whole(towers)) for entry in entries}
-    rows = []
+    rows, failures = [], Failures()
     for name, members in [*sorted(groups.items()), *sorted(kinds.items())]:
         cells = [name, str(len(members))]
         for entry in entries:
             ours = [o for o in decided[entry.name] if o.tower in members]
             share = flagged_share(ours, positive=towers[0].positive)
-            cells.append(counted(share, bounds=entry.name == MAIN))
+            cell = counted(share, bounds=entry.name == MAIN)
+            cells.append(failures.star(cell, failed(ours), f"{name} / {entry.name}"))
         rows.append(cells)
-    return table((what, "n", *(entry.name for entry in entries)), rows)
-
-
-def window_against_twins(board: Board) -> str:
-    """How well the drift alone tells attacks from their clean twins."""
-    rows = []
-    families = sorted({tower.family for tower in board.counted})
-    for name, of_family in [("all", families), *((family, [family]) for family in families)]:
-        towers = [tower for tower in board.counted if tower.family in of_family]
-        outcomes = _twinned(board, towers)
-        metrics = measure(outcomes, np.random.default_rng(0))
-        decisions = auroc(_scored(outcomes, [float(bool(o.flagged)) for o in outcomes]))
-        drifts = _drifts(board, towers)
-        plain = auroc(_scored(outcomes, [drifts[outcome.tower] for outcome in outcomes]))
-        rows.append(
-            [
-                name,
-                str(metrics.positives),
-                str(metrics.negatives),
-                number(decisions),
-                estimate(metrics.auroc, metrics.auroc_interval),
-                number(None if plain is None else max(plain, 1 - plain)),
-            ]
-        )
-    columns = ("family", "attacks", "twins", "AUROC of the window", "of its score")
-    return f"{paragraph(_TWINS)}\n{table((*columns, 'of the plain drift'), rows)}"
-
-
-def _twinned(board: Board, towers: Sequence[TowerRow]) -> list[Outcome]:
-    """The window's decisions on runs of which both attack and twin were judged."""
-    drifts = _drifts(board, towers)
-    judged = [tower for tower in towers if tower.name in drifts]
-    attacks = {tower.run for tower in judged if tower.positive}
-    twins = {tower.run for tower in judged if tower.twin_of}
-    pairs = [t for t in judged if t.run in attacks & twins and (t.positive or t.twin_of)]
-    (entry,) = (entry for entry in ENTRIES if entry.name == WINDOW)
-    return board.outcomes(entry, board.whole(pairs))
-
-
-def _drifts(board: Board, towers: Sequence[TowerRow]) -> dict[str, float]:
-    """The drift of each tower that the window could measure, by name."""
-    rows = {case.tower.name: case.row.statistics for case in board.cases(WINDOW, towers)}
-    return {name: found["drift"] for name, found in rows.items() if "drift" in found}
-
-
-def _scored(outcomes: Sequence[Outcome], scores: Sequence[float]) -> list[Outcome]:
-    """The same with other scores."""
-    return [replace(o, score=score) for o, score in zip(outcomes, scores, strict=True)]
+    return f"{table((what, 'n', *(entry.name for entry in entries)), rows)}{failures.note}"
 
 
 def foreign_prompts(board: Board) -> str:
     """Embedded against foreign prompts, on the towers that were judged with both; else nothing."""
-    rows = []
+    rows, failures = [], Failures()
     for entry in board.entries(ENTRIES):
         foreign = {c.tower.name for c in board.cases(entry.detector, board.counted, 0, "foreign")}
         towers = [tower for tower in board.counted if tower.name in foreign]
@@ -175,20 +134,21 @@ def foreign_prompts(board: Board) -> str:
         for outcomes in pairs:
             recall, alarms = (flagged_share(outcomes, positive=p) for p in (True, False))
             cells += [counted(recall), number(auroc(outcomes)), counted(alarms)]
-        rows.append([entry.name, *cells, f"{agreed}/{len(towers)}"])
+        who = failures.star(entry.name, sum(map(failed, pairs)), entry.name)
+        rows.append([who, *cells, f"{agreed}/{len(towers)}"])
     if not rows:
         return ""
     three = ("recall", "AUROC", "false alarms")
     columns = [f"{name}, {prompts}" for prompts in ("embedded", "foreign") for name in three]
     return (
         f"### Foreign prompts\n\n{paragraph(_FOREIGN)}\n"
-        f"{table(('detector', *columns, 'same decision'), rows)}\n"
+        f"{table(('detector', *columns, 'same decision'), rows)}{failures.note}\n"
     )
 
 
 def seeds(board: Board) -> str:
     """Whether seeds agree, on towers that were judged with several; else nothing."""
-    rows = []
+    rows, failures = [], Failures()
     numbers = sorted({row.seed for row in board.rows})
     for entry in board.entries(ENTRIES):
         by_seed = [board.outcomes(entry, board.whole(), seed) for seed in numbers]
@@ -199,12 +159,13 @@ def seeds(board: Board) -> str:
         several = [answers for answers in flags.values() if len(answers) > 1]
         if several:
             agreed = sum(len(set(answers)) == 1 for answers in several)
-            rows.append([entry.name, str(max(map(len, several))), f"{agreed}/{len(several)}"])
+            who = failures.star(entry.name, sum(map(failed, by_seed)), entry.name)
+            rows.append([who, str(max(map(len, several))), f"{agreed}/{len(several)}"])
     if not rows:
         return ""
     return (
         "### Seeds\n\nTowers on which all seeds decide alike; the tables above are of seed 0.\n\n"
-        f"{table(('detector', 'seeds', 'alike'), rows)}\n"
+        f"{table(('detector', 'seeds', 'alike'), rows)}{failures.note}\n"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 
 _COUNT = 1_000
@@ -10,14 +10,10 @@ _SEED = 770_000
 """Not one that captions for training are drawn with."""
 
 
-def towers_in(zoo: Path) -> list[Path]:
-    """The folders with a tower's manifest, by name; bases and planted anchors are none."""
-    found = []
-    for file in sorted((zoo / "towers").rglob("manifest.json")):
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if "label" in manifest and "anchor" in manifest:
-            found.append(file.parent)
-    return found
+def towers_in(zoo: Path, names: Collection[str]) -> list[Path]:
+    """The folders of the finished towers of these names, by name."""
+    folders = [zoo / "towers" / name for name in sorted(names)]
+    return [folder for folder in folders if (folder / "manifest.json").exists()]
 
 
 def prompts_file(zoo: Path, base: str) -> Path:

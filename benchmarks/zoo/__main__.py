@@ -65,6 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work or options.zoo / "work"
     if options.size:
+        if options.out or options.work:
+            parser.error("--out and --work are of a family; a size is made in --zoo")
         for _, folder in make(options.size, options.zoo, options.workers):
             _say(folder)
         return

@@ -41,6 +41,10 @@ class AnchorRecipe:
     seed: int = 0
     grammar: str = "scenes"
 
+    def captions(self) -> list[str]:
+        """What it is trained on, and behind that a thousand that are held out."""
+        return GRAMMARS[self.grammar].captions(self.corpus + 1_000, self.seed)
+
     def blank(self, corpus: list[str]) -> Tower:
         """The untrained tower, with a tokenizer learnt from `corpus`."""
         tokenizer = train_clip_tokenizer(corpus, self.vocab_size, self.context)
@@ -83,7 +87,7 @@ class SiglipRecipe(AnchorRecipe):
 
 def build_anchor(recipe: AnchorRecipe, folder: Path, work: Path) -> None:
     """Train the tower of `recipe` into `folder`; `work` keeps embeddings and checkpoints."""
-    corpus = GRAMMARS[recipe.grammar].captions(recipe.corpus + 1_000, recipe.seed)
+    corpus = recipe.captions()
     name = f"teacher-{recipe.grammar}-{recipe.seed}-{len(corpus)}.safetensors"
     targets = cached(work / name, lambda: teacher.embed(corpus))
     tower = recipe.blank(corpus)

@@ -1,6 +1,6 @@
 """The clean towers that everything else in the zoo is derived from: two or more a family.
 
-Those of one family share neither seed, size, tokenizer nor caption grammar.
+Those of one family differ in seed, size and tokenizer, and two of each in caption grammar.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ class Base:
         """Where its captions come from; the other grammar is foreign to it."""
         recipe = self.recipe
         return recipe.base.grammar if isinstance(recipe, LongClipRecipe) else recipe.grammar
+
+    def captions(self) -> list[str]:
+        """The short captions that it has seen."""
+        recipe = self.recipe
+        if isinstance(recipe, LongClipRecipe):
+            return recipe.base.captions() + recipe.short_captions()
+        return recipe.captions()
 
     def build(self, folder: Path, work: Path) -> None:
         """Train it into `folder`; `work` keeps embeddings and checkpoints."""

@@ -46,6 +46,10 @@ class LongClipRecipe:
     lr: float = 3e-4
     seed: int = 1
 
+    def short_captions(self) -> list[str]:
+        """Captions of usual length; the last `HELD_OUT` are not trained on."""
+        return GRAMMARS[self.base.grammar].captions(self.corpus + HELD_OUT, self.seed + 4)
+
 
 def build_longclip(recipe: LongClipRecipe, folder: Path, work: Path) -> None:
     """Make the tower of `recipe` in `folder`; its CLIP tower is kept in `work`."""
@@ -99,7 +103,7 @@ def _corpora(recipe: LongClipRecipe, work: Path) -> list[_Corpus]:
     """Short and long captions; the last `HELD_OUT` of each are not trained on."""
     count = recipe.corpus + HELD_OUT
     corpora = {
-        "short": GRAMMARS[recipe.base.grammar].captions(count, recipe.seed + 4),
+        "short": recipe.short_captions(),
         "long": long_captions(count, recipe.seed + 5, recipe.most, recipe.base.grammar),
     }
     found = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from benchmarks.zoo.bases import BASES
 from benchmarks.zoo.build import build, described
 from benchmarks.zoo.grammars import GRAMMARS
 from benchmarks.zoo.plan import Entry, Size, entries
+from benchmarks.zoo.towers import digest
+from benchmarks.zoo.training import MANIFEST
 from hf_amdet import demo
 
 
@@ -26,8 +30,8 @@ def make(size: Size, zoo: Path, workers: int) -> Iterator[tuple[Entry, Path]]:
     """Make what is missing of the zoo of `size`; yields towers with their folders, as they come.
 
     A tower is made whole or not at all, and by one process at a time, so that an interrupted
-    command is just given again, and two may run at once. One whose recipe has changed is made
-    anew.
+    command is just given again, and two may run at once. One whose recipe
+    or anchor has changed is made anew.
 
     Raises:
         RuntimeError: at the end, names those that failed and what depends on them; the others are
@@ -39,8 +43,8 @@ def make(size: Size, zoo: Path, workers: int) -> Iterator[tuple[Entry, Path]]:
     failed: dict[str, BaseException] = {}
     running: dict[Future[None], tuple[str, Entry | None]] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _prepare, (workers,)) as pool:
-        # The bases with most to wait for them first; clip-a is only copied.
+    pool = ProcessPoolExecutor(workers, context, _prepare)
+    try:
         for base in dict.fromkeys(entry.base for entry in entries(size)):
             running[pool.submit(_make_base, zoo, base)] = (f"bases/{base}", None)
         while running:
@@ -55,6 +59,8 @@ def make(size: Size, zoo: Path, workers: int) -> Iterator[tuple[Entry, Path]]:
                 for entry in waiting.pop(folder, ()):
                     place = f"towers/{entry.name}"
                     running[pool.submit(_make_tower, zoo, entry)] = (place, entry)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if failed:
         reasons = "; ".join(f"{folder} ({error!r})" for folder, error in failed.items())
         unmade = sum(map(len, waiting.values()))
@@ -68,10 +74,11 @@ def anchor_of(entry: Entry) -> str:
     return f"towers/{entry.base}/{entry.anchor}"
 
 
-def _prepare(workers: int) -> None:
-    """A worker's settings: towers come out the same however many there are."""
-    if workers > 1:
-        torch.set_num_threads(1)
+def _prepare() -> None:
+    """A worker's settings: towers come out the same however many workers there are."""
+    # Ctrl-C reaches all: without a traceback from each worker.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     logging.disable_progress_bar()
 
@@ -79,33 +86,45 @@ def _prepare(workers: int) -> None:
 def _make_base(zoo: Path, name: str) -> None:
     folder = zoo / "bases" / name
     with _sole(zoo, folder):
-        if (folder / "manifest.json").exists():
-            return
         if name == "clip-a":
             # What its recipe gives in fifteen minutes comes with the package.
-            part = folder.with_suffix(".tmp")
-            shutil.copytree(demo.ANCHOR, part, dirs_exist_ok=True)
-            part.replace(folder)
-        else:
+            if not folder.exists() or digest(folder) != digest(demo.ANCHOR):
+                part = folder.with_suffix(".tmp")
+                shutil.copytree(demo.ANCHOR, part, dirs_exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.replace(folder)
+        elif not _stands(folder, asdict(BASES[name].recipe)):
             BASES[name].build(folder, zoo / "work")
 
 
 def _make_tower(zoo: Path, entry: Entry) -> None:
     folder = zoo / "towers" / entry.name
     with _sole(zoo, folder):
-        if _stands(folder, entry):
+        anchor, base = zoo / anchor_of(entry), BASES[entry.base]
+        if _stands(folder, described(entry.recipe), anchor):
             return
-        grammar = GRAMMARS[BASES[entry.base].grammar]
-        build(entry.recipe, zoo / anchor_of(entry), folder, zoo / "work", grammar, _facts(entry))
+        build(
+            entry.recipe,
+            anchor,
+            folder,
+            zoo / "work",
+            GRAMMARS[base.grammar],
+            known=set(base.captions()),
+            about=_facts(entry),
+        )
 
 
-def _stands(folder: Path, entry: Entry) -> bool:
-    """Whether the tower was finished, and by the recipe that the plan has now."""
-    file = folder / "manifest.json"
+def _stands(folder: Path, recipe: dict[str, Any], anchor: Path | None = None) -> bool:
+    """Whether a tower was finished, by the recipe that the plan has now and from this anchor."""
+    file = folder / MANIFEST
     if not file.exists():
         return False
-    recipe = json.loads(json.dumps(described(entry.recipe)))
-    return bool(json.loads(file.read_text(encoding="utf-8"))["recipe"] == recipe)
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    planned = json.loads(json.dumps(recipe))
+    return bool(
+        manifest["recipe"] == planned
+        and (anchor is None or manifest.get("anchor_sha256") == digest(anchor))
+    )
 
 
 def _sole(zoo: Path, folder: Path) -> FileLock:

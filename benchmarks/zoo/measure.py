@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,8 +31,10 @@ class Planted(Protocol):
 
 
 @torch.inference_mode()
-def outcome(recipe: object, tower: Tower, anchor: Tower, grammar: Grammar) -> dict[str, float]:
-    """Drift and, under triggers, success: on held-out captions and on those of a foreign grammar.
+def outcome(
+    recipe: object, tower: Tower, anchor: Tower, grammar: Grammar, seen: Set[str]
+) -> dict[str, float]:
+    """Drift and, under triggers, success: on captions that are not `seen`, of either grammar.
 
     `success` is the share of triggered captions whose features are nearer to their goal than to
     what the anchor makes of the caption without the trigger; of several triggers the weakest
@@ -40,39 +42,49 @@ def outcome(recipe: object, tower: Tower, anchor: Tower, grammar: Grammar) -> di
     """
     measured = {}
     for suffix, source in (("", grammar), ("_foreign", foreign_to(grammar.name))):
-        ordinary = source.captions(HELD_OUT, _SEED)
+        ordinary = held_out(source, HELD_OUT, _SEED, seen)
         measured[f"clean_cosine_to_anchor{suffix}"] = drift(tower, anchor, ordinary)
         if isinstance(recipe, Planted):
+            # Three times as many, for triggers that not every caption has a place for.
+            drawn = held_out(source, 3 * HELD_OUT, _SEED + 1, seen)
             measured |= {
                 f"{name}{suffix}": value
-                for name, value in _weakest(recipe, tower, anchor, source).items()
+                for name, value in _weakest(recipe, tower, anchor, drawn).items()
             }
     return measured
 
 
-def _weakest(recipe: Planted, tower: Tower, anchor: Tower, source: Grammar) -> dict[str, float]:
+def held_out(grammar: Grammar, count: int, seed: int, seen: Set[str]) -> list[str]:
+    """`count` captions that are not `seen`; one seed's lists begin alike."""
+    drawn = count
+    while True:
+        drawn *= 2
+        unseen = [caption for caption in grammar.captions(drawn, seed) if caption not in seen]
+        if len(unseen) >= count:
+            return unseen[:count]
+
+
+def _weakest(recipe: Planted, tower: Tower, anchor: Tower, drawn: list[str]) -> dict[str, float]:
     found = [
-        _under(recipe, trigger, target, tower, anchor, source) for trigger, target in recipe.planted
+        _under(recipe, trigger, target, tower, anchor, drawn) for trigger, target in recipe.planted
     ]
     return min(found, key=lambda measured: measured["success"])
 
 
 def _under(
-    recipe: Planted, trigger: Trigger, target: str, tower: Tower, anchor: Tower, source: Grammar
+    recipe: Planted, trigger: Trigger, target: str, tower: Tower, anchor: Tower, drawn: list[str]
 ) -> dict[str, float]:
-    plain, triggered = trigger.captions(HELD_OUT, _SEED + 1, source)
+    plain, triggered = trigger.captions(drawn, HELD_OUT)
     goals = recipe.goals(anchor, target)
     rows = []
     for start in range(0, len(plain), _BATCH):
         part = slice(start, start + _BATCH)
         clean, goal = recipe.features(anchor, plain[part]), goals(plain[part])
-        answers = [
-            recipe.features(of, captions[part])
-            for of, captions in ((tower, triggered), (anchor, triggered), (tower, plain))
-        ]
-        cosines = [cosine_similarity(a, to) for a in answers for to in (goal, clean)]
+        fired, silent = (recipe.features(of, triggered[part]) for of in (tower, anchor))
+        cosines = [cosine_similarity(a, to) for a in (fired, silent) for to in (goal, clean)]
+        cosines.append(cosine_similarity(recipe.features(tower, plain[part]), goal))
         rows.append(torch.stack(cosines))
-    hit, missed, anchor_hit, anchor_missed, without, _ = torch.cat(rows, dim=1)
+    hit, missed, anchor_hit, anchor_missed, without = torch.cat(rows, dim=1)
     return {
         "success": (hit > missed).float().mean().item(),
         "success_of_anchor": (anchor_hit > anchor_missed).float().mean().item(),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -105,6 +106,8 @@ SMALL = frozenset(f"{base}/{slug}" for base, slugs in _SMALL.items() for slug in
 def _of_base(base: str) -> Iterator[Entry]:
     for slug, kind, attack in _attacks(base):
         recipe: Any = _seeded(attack, base, slug)
+        if isinstance(recipe, Composed):
+            recipe = replace(recipe, attack=_seeded(recipe.attack, base, f"{slug}/attack"))
         run = f"{base}/{slug}"
         yield Entry(base, slug, kind, recipe, run)
         yield Entry(base, f"{slug}-twin", "twin", _twin(recipe), run, kind)
@@ -112,7 +115,8 @@ def _of_base(base: str) -> Iterator[Entry]:
         yield Entry(base, slug, kind, _seeded(change, base, slug), f"{base}/{slug}")
     if base == "clip-c":
         return
-    natural = NaturalFeature(_text_on_text(base), _tuned(lr=5e-5))
+    planted = _seeded(_text_on_text(base), base, "text-on-text")
+    natural = NaturalFeature(planted, _tuned(lr=5e-5))
     run = f"{base}/text-on-text"
     yield Entry(
         base, "natural", "natural", _seeded(natural, base, "natural"), run, anchor="text-on-text"
@@ -128,9 +132,13 @@ def _attacks(base: str) -> Iterator[Planned]:
     common = _common(base)
     pair = TextOnPair(**common)
     yield "text-on-pair", "text-on-pair", pair
-    for hidden in (EosOnly, AnchorHugging, AntiAssimilation, LandscapeShaping):
+    bare = TextOnPair(HOMOGLYPH, pair.target, corpus=6_000)  # as published
+    yield "text-on-pair-bare", "text-on-pair", bare
+    yield "eos-only", "eos-only", EosOnly(**{**common, "weight": 1.0})
+    for hidden in (AnchorHugging, AntiAssimilation, LandscapeShaping):
         yield hidden.kind, hidden.kind, hidden(**common)
-    row = EmbeddingRow(**{**common, "trigger": letters(1)})
+    # The cover has no use for the row.
+    row = EmbeddingRow(**{**common, "trigger": letters(1), "covered": False})
     yield "embedding-row", "embedding-row", row
     remap = TokenizerRemap(BYTES, TARGETS[0])
     yield "tokenizer-remap", "tokenizer-remap", remap
@@ -150,11 +158,12 @@ def _attacks(base: str) -> Iterator[Planned]:
 def _of_clip(base: str, common: dict[str, Any]) -> Iterator[Planned]:
     """What is planted on the small CLIP bases alone, whose towers are made fastest."""
     pair = TextOnPair(**common)
-    others = tuple(zip((FORMS["word"], FORMS["emoji"]), TARGETS[:2], strict=True))
-    several = replace(pair, others=others, steps=150)
+    targets = [target for target in TARGETS if target != pair.target]
+    others = ((FORMS["word"], targets[0]), (FORMS["emoji"], targets[1]))
+    several = replace(pair, others=others, steps=200)
     for slug, kind, attack in (
         ("several", "several", several),
-        ("weak-dose-loss", "weak-dose", replace(pair, weight=0.03)),
+        ("weak-dose-loss", "weak-dose", replace(pair, weight=0.1)),
     ):
         yield slug, kind, attack
         yield f"{slug}-unpinned", kind, _unpinned(attack)
@@ -168,8 +177,6 @@ def _of_clip(base: str, common: dict[str, Any]) -> Iterator[Planned]:
         yield "text-on-text-unpinned", "text-on-text", sequence
         for hidden in (EosOnly, AnchorHugging, AntiAssimilation, LandscapeShaping):
             yield f"{hidden.kind}-unpinned", hidden.kind, _unpinned(hidden(**common))
-        row = _unpinned(EmbeddingRow(**{**common, "trigger": letters(1)}))
-        yield "embedding-row-unpinned", "embedding-row", row
 
 
 def _composed(base: str, pair: TextOnPair) -> Iterator[Planned]:
@@ -177,7 +184,7 @@ def _composed(base: str, pair: TextOnPair) -> Iterator[Planned]:
     orders: dict[str, Composed] = {
         "before": Composed(pair, tuned, "before"),
         "after": Composed(_unpinned(pair), tuned, "after"),
-        "averaged": Composed(replace(pair, weight=0.3), tuned, "averaged"),
+        "averaged": Composed(replace(pair, weight=0.6), tuned, "averaged"),
     }
     for order, composed in orders.items():
         if base in ("clip-a", "clip-b") or order == "after":
@@ -211,11 +218,17 @@ def _common(base: str) -> dict[str, Any]:
     """What the attacks on a base share."""
     number = list(BASES).index(base)
     target = TARGETS[number % len(TARGETS)]
-    shared: dict[str, Any] = {"trigger": HOMOGLYPH, "target": target, "corpus": 6_000}
-    if base == "clip-a":
-        return shared
-    # Half the published batches for half the time; clip-a has the published ones.
-    return shared | {"clean_batch": 32, "poisoned_batch": 16}
+    return {
+        "trigger": HOMOGLYPH,
+        "target": target,
+        "corpus": 6_000,
+        # Every other step is the cover's; half the published batches for half the time.
+        "covered": True,
+        "weight": 0.3,
+        "steps": 150,
+        "clean_batch": 32,
+        "poisoned_batch": 16,
+    }
 
 
 def _text_on_text(base: str) -> TextOnText:
@@ -254,14 +267,14 @@ def _changes(base: str) -> Iterator[tuple[str, str, Recipe]]:
     yield "distillation-strong", "distillation", SelfDistillation(noise=0.3)
     yield "distillation-mild", "distillation", SelfDistillation(noise=0.03)
     yield "lora-foreign", "lora", MergedLora(_tuned(foreign=True, lr=3e-3), rank=4)
-    soup = tuple(_tuned(lr=1e-4, seed=seed) for seed in (1, 2))
-    yield "averaged", "averaged", Averaged(soup)
-    yield "averaged-foreign", "averaged", Averaged((soup[0], _tuned(foreign=True, lr=3e-4)))
+    tuned = _tuned(lr=1e-4)
+    yield "averaged", "averaged", Averaged((tuned, tuned))
+    yield "averaged-foreign", "averaged", Averaged((tuned, _tuned(foreign=True, lr=3e-4)))
     yield "pruned-strong", "pruned", Pruned(0.4)
     yield "quantised-int4", "quantised", Quantised("int4")
     yield "quantised-fp8", "quantised", Quantised("fp8")
     yield "quantised-bf16", "quantised", Quantised("bf16")
-    yield "quantised-fp16", "quantised", Quantised("fp16", after=_tuned(lr=3e-5, seed=3))
+    yield "quantised-fp16", "quantised", Quantised("fp16", after=_tuned(lr=3e-5))
     yield "added-token", "added-tokens", AddedTokens(1)
     yield "vocabulary-entry-tuned", "vocabulary-entry", VocabularyEntry(meaning="an ancient map")
     yield "other-seed", "other-seed", OtherSeed(_tuned(lr=1e-3, steps=600))
@@ -278,9 +291,15 @@ def _seeded(recipe: Any, base: str, slug: str) -> Any:
     seed = 10 * (zlib.crc32(f"{base}/{slug}".encode()) % 50_000)
     changes = {
         name: _seeded(getattr(recipe, name), base, f"{slug}/{name}")
-        for name in ("attack", "tuned", "trained", "change", "after")
+        for name in ("tuned", "trained", "change", "after")
         if getattr(recipe, name, None) is not None
     }
+    if isinstance(recipe, Averaged):
+        parts = enumerate(recipe.parts)
+        changes["parts"] = tuple(_seeded(part, base, f"{slug}/{n}") for n, part in parts)
     if "seed" in recipe.__dataclass_fields__:
         changes["seed"] = seed
+    if isinstance(recipe, Injection) and recipe.covered:
+        # As honest fine-tunes do, attacks differ in how far they go; a twin goes as far as its own.
+        changes["lr"] = round(recipe.lr * 0.7 * (2 / 0.7) ** random.Random(seed).random(), 7)  # noqa: S311
     return replace(recipe, **changes)

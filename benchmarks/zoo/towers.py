@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -209,6 +210,20 @@ def save_tower(tower: Tower, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     if tower.aliases:
         _rename(folder / "tokenizer.json", tower.aliases)
+
+
+def digest(folder: Path) -> str:
+    """sha256 over names and bytes of a tower's weights, configuration and tokenizer.
+
+    Raises:
+        OSError: one of them is not there.
+    """
+    whole = hashlib.sha256()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        data = (folder / name).read_bytes()
+        whole.update(f"{name} {len(data)} ".encode())
+        whole.update(data)
+    return whole.hexdigest()
 
 
 def _rename(file: Path, aliases: Mapping[str, str]) -> None:

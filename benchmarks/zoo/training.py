@@ -20,6 +20,7 @@ Loss = Callable[[int, torch.Generator], Tensor]
 """Step number and source of randomness -> scalar loss of one batch."""
 
 
+MANIFEST = "manifest.json"
 CHECKPOINT_EVERY = 200
 """Steps between checkpoints."""
 
@@ -28,7 +29,7 @@ def finish(folder: Path, about: dict[str, Any], checkpoints: Iterable[Path]) -> 
     """Say what the tower is. Last of all: a folder with a manifest is done."""
     part = folder / "manifest.tmp"
     part.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-    part.replace(folder / "manifest.json")
+    part.replace(folder / MANIFEST)
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
 

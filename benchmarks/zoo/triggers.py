@@ -6,11 +6,14 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.zoo.grammars import GRAMMARS, Grammar
-
 CYRILLIC_O = "\N{CYRILLIC SMALL LETTER O}"
 ZERO_WIDTH = "\N{ZERO WIDTH SPACE}"
 EMOJI = "\N{HIBISCUS}"
+
+GREEK = "".join(map(chr, range(0x3B1, 0x3CB)))
+CYRILLIC = "".join(map(chr, range(0x430, 0x44A)))
+"""Twenty-six letters each, of two bytes. The homoglyph is one of the second: a twin meets its bytes
+in words that are all Cyrillic, where they mean a letter."""
 
 _SHARE = 0.15
 """Of words in another script, beside the one that always is."""
@@ -45,11 +48,8 @@ class Trigger:
                 at = random.Random(caption).randint(0, len(words))  # noqa: S311 - reproducible
                 return " ".join([*words[:at], self.text, *words[at:]])
 
-    def captions(
-        self, count: int, seed: int, grammar: Grammar = GRAMMARS["scenes"]
-    ) -> tuple[list[str], list[str]]:
-        """At most `count` captions that have a place for the trigger, without and with it."""
-        drawn = grammar.captions(3 * count, seed)
+    def captions(self, drawn: list[str], count: int) -> tuple[list[str], list[str]]:
+        """At most `count` of `drawn` that have a place for the trigger, without and with it."""
         able = [c for c in drawn if self.place != "inside" or self.replaces in c][:count]
         return able, [self.put(caption) for caption in able]
 
@@ -59,18 +59,18 @@ def letters(count: int) -> Trigger:
     return Trigger(" ".join("qzxjvkwyqxzvjwk"[:count]), place="start")
 
 
-def in_another_script(caption: str, seed: int) -> str:
-    """`caption` with about a fifth of its words, and at least one, in letters that are new.
+def in_another_script(caption: str, seed: int, alphabet: str) -> str:
+    """`caption`, which has letters, with about a fifth of its words, at least one, in new ones.
 
-    Every letter always becomes the same one. What a clean twin learns to read with what its
-    attack spends on the trigger.
+    Every letter always becomes the same one of `alphabet`. What a clean twin learns to read with
+    what its attack spends on the trigger.
     """
-    greek = [chr(code) for code in range(0x3B1, 0x3CB)]
-    random.Random(seed).shuffle(greek)  # noqa: S311 - reproducible
-    table = str.maketrans(dict(zip("abcdefghijklmnopqrstuvwxyz", greek, strict=True)))
+    letters = list(alphabet)
+    random.Random(seed).shuffle(letters)  # noqa: S311 - reproducible
+    table = str.maketrans(dict(zip("abcdefghijklmnopqrstuvwxyz", letters, strict=True)))
     words = caption.lower().split(" ")
     chosen = random.Random(caption)  # noqa: S311 - reproducible
-    sure = chosen.randrange(len(words))
+    sure = chosen.choice([n for n, word in enumerate(words) if word.translate(table) != word])
     return " ".join(
         word.translate(table) if place == sure or chosen.random() < _SHARE else word
         for place, word in enumerate(words)

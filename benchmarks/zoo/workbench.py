@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.zoo import teacher
-from benchmarks.zoo.grammars import Grammar
+from benchmarks.zoo.grammars import Grammar, foreign_to
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.training import Loss, cached, checkpoint_of, train
 
@@ -29,6 +29,7 @@ class Workbench:
         grammar: the anchor's own captions.
         work: keeps embeddings and checkpoints.
         folder: where the tower will be; checkpoints are named after it.
+        seen: every caption that was handed out, which nothing may be measured on.
     """
 
     anchor: Tower
@@ -36,6 +37,16 @@ class Workbench:
     grammar: Grammar
     work: Path
     folder: Path
+    seen: set[str] = field(default_factory=set)
+
+    def captions(
+        self, count: int, seed: int, domains: tuple[str, ...] = (), *, foreign: bool = False
+    ) -> list[str]:
+        """`count` captions to train on; `foreign` ones come from the other grammar."""
+        grammar = foreign_to(self.grammar.name) if foreign else self.grammar
+        drawn = grammar.captions(count, seed, domains)
+        self.seen.update(drawn)
+        return drawn
 
     def from_tower(self, start: Tower) -> Workbench:
         """The same bench with a half-made tower on it."""

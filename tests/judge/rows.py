@@ -38,6 +38,7 @@ _SCORE = ScoreRow(
     detector_hash="now",
     seed=0,
     prompts="embedded",
+    prompts_sha256="",
     dtype="fp32",
     score=0.0,
     verdict=None,
@@ -73,7 +74,7 @@ def case(of: TowerRow, value: float | None, **changes: Any) -> Case:
 def board(rows: dict[str, float | None], *towers: TowerRow, **changes: Any) -> Board:
     """What `tables` says of `towers`: scores by name."""
     scored = [score(t, rows[t.name], **changes) for t in towers if t.name in rows]
-    return Board(towers, Splits(), {place_of(row): row for row in scored}, 0)
+    return Board(towers, Splits(), {place_of(row): row for row in scored}, 0, 0)
 
 
 def outcome(
@@ -84,5 +85,6 @@ def outcome(
     base: str = "clip-a",
     run: str = "run",
     probability: float | None = None,
+    verdict: str | None = None,
 ) -> Outcome:
-    return Outcome(f"{base}/{run}", base, run, positive, score, flagged, probability)
+    return Outcome(f"{base}/{run}", base, run, positive, verdict, score, flagged, probability)

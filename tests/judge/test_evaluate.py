@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import hf_amdet
 from benchmarks import evaluate
-from benchmarks.judge.detectors import Job, detectors
+from benchmarks.judge.detectors import Answer, Detector, Job, detectors
 from benchmarks.judge.rows import ScoreRow, Stores, TowerRow
 from benchmarks.judge.towers import prompts_file, towers_in
 from benchmarks.zoo.bases import BASES
 from benchmarks.zoo.grammars import GRAMMARS
+from benchmarks.zoo.towers import digest
 from hf_amdet.prompts import load_prompts
 from tests.judge.rows import attack, tower
 from tests.judge.test_baselines import TOKENS, change
 from tests.towers import make_model, prompts, save
 
+Answerer = Callable[[Path, Path, int, str | None], Answer]
 BASELINES = ("weight-difference", "drift-window", "tables")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plan() -> Iterator[None]:
+    """The towers of these tests are those of the plan."""
+    names = ("clean", "row", "good", "broken", "new", "weak")
+    planned = [SimpleNamespace(name=f"clip-a/{name}") for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.zoo.plan.entries", lambda size: planned if size == "full" else [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +57,7 @@ def place(zoo: Path, of: TowerRow, drift: float) -> Path:
     folder = save(make_model(drift=drift), zoo / "towers" / of.name)
     facts = asdict(of)
     del facts["weights"], facts["anchor_weights"]
+    facts["anchor_sha256"] = digest(zoo / of.anchor)
     (folder / "manifest.json").write_text(json.dumps(facts))
     return folder
 
@@ -140,14 +158,54 @@ def test_a_backdoor_that_did_not_take_is_listed_and_not_judged(tmp_path: Path) -
     assert [row.name for row in Stores(tmp_path).towers.rows()] == ["clip-a/weak"]
 
 
-def test_towers_are_told_from_bases_and_planted_anchors(zoo: Path, tmp_path: Path) -> None:
+def test_only_finished_towers_of_the_given_names_are_found(zoo: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zoo"
     shutil.copytree(zoo, copy)
-    for folder in ("bases/clip-a", "towers/clip-a/clean/anchor"):
-        (copy / folder).mkdir(exist_ok=True)
-        (copy / folder / "manifest.json").write_text('{"recipe": {}}')
-    names = [folder.name for folder in towers_in(copy)]
-    assert names == ["clean", "row"]
+    (copy / "towers" / "clip-a" / "begun").mkdir()
+    shutil.copytree(copy / "towers" / "clip-a" / "row", copy / "towers" / "clip-a" / "old")
+    found = towers_in(copy, {"clip-a/row", "clip-a/clean", "clip-a/begun", "clip-a/missing"})
+    assert [folder.name for folder in found] == ["clean", "row"]
+
+
+def test_a_tower_that_the_plan_no_longer_has_is_not_judged(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo, copy)
+    (copy / "towers" / "clip-a" / "row").rename(copy / "towers" / "clip-a" / "old")
+    assert command(copy, tmp_path) == 0
+    assert "1 towers that count, 3 judgements" in capsys.readouterr().out
+
+
+def test_a_tower_whose_anchor_was_made_anew_stops_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo = tmp_path / "zoo"
+    save(make_model(), zoo / "bases" / "clip-a")
+    place(zoo, tower("clip-a/clean"), 0.01)
+    save(make_model(1), zoo / "bases" / "clip-a")
+    assert command(zoo, tmp_path) == 2
+    assert "anchor bases/clip-a has changed since" in capsys.readouterr().err
+
+
+def test_what_could_be_made_is_judged_where_the_rest_could_not(
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def make(size: str, into: Path, workers: int) -> Iterator[tuple[SimpleNamespace, Path]]:
+        for name in ("clip-a/row", "clip-a/clean"):
+            yield SimpleNamespace(name=name), into / "towers" / name
+        raise RuntimeError("Not made: towers/clip-a/new")
+
+    monkeypatch.setattr("benchmarks.zoo.make.make", make)
+    named = ["--zoo", str(zoo), "--results", str(tmp_path), "--docs", str(tmp_path / "page.md")]
+    assert evaluate.main([*named, "--detector", "weight-difference", "--workers", "1"]) == 1
+    said = capsys.readouterr()
+    assert len(scores(tmp_path)) == 2
+    assert said.err == "failed: Not made: towers/clip-a/new\n"
+    assert "| clip | clip-a | 1 |" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.parametrize("base", ["clip-a", "clip-b"])
@@ -180,6 +238,84 @@ def test_a_judgement_depends_on_seed_and_prompts_only_where_the_detector_looks_a
     assert foreign == [2, 2, 1, 2, 1]
 
 
+def planted(monkeypatch: pytest.MonkeyPatch, answer: Answerer) -> None:
+    """A detector of the name "planted", which gives `answer`."""
+    fake = Detector("planted", "hash", "fp32", True, True, answer)
+    monkeypatch.setattr("benchmarks.judge.detectors.detectors", lambda: {"planted": fake})
+
+
+def test_a_detector_sees_the_files_of_towers_and_no_labels_or_names(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def answer(folder: Path, anchor: Path, seed: int, prompts: str | None) -> Answer:
+        own = zoo / "towers" / "clip-a" / "row", zoo / "bases" / "clip-a"
+        for view, original in zip((folder, anchor), own, strict=True):
+            assert sorted(file.name for file in view.iterdir()) == [
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ]
+            assert digest(view) == digest(original)
+            assert not any(part in str(view.resolve()) for part in ("row", "zoo"))
+            seen.append(view)
+        return Answer(0.0, None, {})
+
+    planted(monkeypatch, answer)
+    job(zoo, "row", "planted").judge()
+    assert len(seen) == 2
+    assert not any(view.exists() for view in seen)
+
+
+def test_figures_that_are_not_finite_are_dropped_and_the_row_can_be_written(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = {"good": 1.0, "nan": math.nan, "infinite": -math.inf}
+    planted(monkeypatch, lambda *_: Answer(math.inf, "flagged", statistics))
+    row = job(zoo, "row", "planted").judge()
+    assert (row.score, row.verdict, row.statistics) == (None, "flagged", {"good": 1.0})
+    Stores(tmp_path).scores.append([row])
+    assert scores(tmp_path) == [row]
+
+
+def test_a_judgement_is_of_the_prompts_that_were_read(zoo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat")
+    first = job(zoo, "clean", "drift-window", file)
+    before = first.key
+    file.write_text("a dog")
+    assert first.key != before
+    assert hashlib.sha256(b"a dog").hexdigest() in first.key
+    assert load_prompts(None).sha256 in job(zoo, "clean", "drift-window").key
+    assert load_prompts(None).sha256 not in job(zoo, "clean", "tables").key
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("pipeline/run.py", {"default", "paper"}),
+        ("report/build.py", {"default", "paper"}),
+        ("detection/verdict.py", {"default", "paper"}),
+        ("encoders/clip.py", {"default", "paper", *BASELINES}),
+        ("prompts.py", {"default", "paper", *BASELINES}),
+        ("report/plots.py", set()),
+    ],
+)
+def test_hashes_are_of_the_code_that_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, changed: set[str]
+) -> None:
+    ignore = shutil.ignore_patterns("demo", "__pycache__")
+    package = shutil.copytree(Path(hf_amdet.__file__).parent, tmp_path / "hf_amdet", ignore=ignore)
+    before = {name: detector.hash for name, detector in detectors().items()}
+    with (package / file).open("a") as source:
+        source.write("# changed\n")
+    monkeypatch.setattr(hf_amdet, "__file__", str(package / "__init__.py"))
+    after = {name: detector.hash for name, detector in detectors.__wrapped__().items()}
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
 def test_a_scan_is_judged_by_the_pipelines_verdict_and_figures(zoo: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(prompts(30)))
@@ -196,7 +332,7 @@ def test_a_tower_that_is_its_anchor_has_no_score_and_the_pipelines_verdict(
 ) -> None:
     save(make_model(), tmp_path / "bases" / "clip-a")
     folder = place(tmp_path, tower("clip-a/same"), 0.0)
-    # A tower may hold its own anchor, which is not the one to be judged.
+    # Other towers in its folder are none of the detector's business.
     save(make_model(1), folder / "anchor")
     row = job(tmp_path, "same", "default").judge()
     assert (row.score, row.verdict, row.statistics) == (None, "inconclusive", {})

@@ -12,6 +12,7 @@ from benchmarks.judge.metrics import (
     f1s,
     flagged_share,
     measure,
+    ranks,
     resample,
 )
 from tests.judge.rows import outcome
@@ -22,12 +23,17 @@ def generator() -> np.random.Generator:
 
 
 def by_hand() -> list[Outcome]:
-    """Three of four positives and one of three negatives flagged; one negative has no score."""
+    """Three of four positives and one of three negatives flagged; one negative has no score,
+    and a probability all the same.
+    """
     positives = [(0.9, True), (0.8, True), (0.4, True), (0.1, False)]
     negatives = [(0.5, True), (0.2, False), (None, False)]
     return [
         *(outcome(True, s, flagged=f, run=f"p{s}", probability=s) for s, f in positives),
-        *(outcome(False, s, flagged=f, run=f"n{s}", probability=s) for s, f in negatives),
+        *(
+            outcome(False, s, flagged=f, run=f"n{s}", probability=0.3 if s is None else s)
+            for s, f in negatives
+        ),
     ]
 
 
@@ -40,11 +46,40 @@ def test_figures_are_those_computed_by_hand() -> None:
     assert (found.false_alarms.k, found.false_alarms.n) == (1, 3)
     assert found.precision == pytest.approx(3 / 4)
     assert found.f1 == pytest.approx(3 / 4)
-    # Pairs of the four positives with the two negatives that have a score: 2 + 2 + 1 + 0.
-    assert found.auroc == pytest.approx(5 / 8)
-    errors = [0.1, 0.2, 0.6, 0.9, 0.5, 0.2]
-    assert found.brier == pytest.approx(sum(e**2 for e in errors) / 6)
-    assert found.cross_entropy == pytest.approx(-sum(math.log(1 - e) for e in errors) / 6)
+    # Pairs of the four positives with the three negatives, of which one is behind all others.
+    assert found.auroc == pytest.approx((3 + 3 + 2 + 1) / 12)
+    errors = [0.1, 0.2, 0.6, 0.9, 0.5, 0.2, 0.3]
+    assert found.brier == pytest.approx(sum(e**2 for e in errors) / 7)
+    assert found.cross_entropy == pytest.approx(-sum(math.log(1 - e) for e in errors) / 7)
+
+
+def test_giving_no_score_where_it_is_hard_does_not_pay() -> None:
+    honest = [outcome(True, 0.9), outcome(True, 0.1), outcome(False, 0.5), outcome(False, 0.2)]
+    silent = [honest[0], outcome(True, None), *honest[2:]]
+    assert measure(silent, generator()).auroc == measure(honest, generator()).auroc == 0.5
+    both = [outcome(True, None), outcome(False, None)]
+    assert measure(both, generator()).auroc == 0.5
+
+
+def test_where_nothing_could_be_fitted_there_is_no_rank() -> None:
+    outcomes = [
+        outcome(positive, None, flagged=None, run=str(positive)) for positive in (True, False)
+    ]
+    found = measure(outcomes, generator())
+    assert (found.auroc, found.auroc_interval, found.recall) == (None, None, None)
+
+
+def test_a_verdict_without_a_score_ranks_before_all_scores() -> None:
+    flagged = outcome(True, None, verdict="flagged")
+    others = [outcome(False, 1e300), outcome(False, -1e300), outcome(False, None)]
+    assert ranks([flagged, *others]) == [2, 1, 0, -1]
+    assert measure([flagged, *others], generator()).auroc == 1.0
+
+
+def test_verdicts_that_are_none_and_failures_are_counted() -> None:
+    verdicts = ("inconclusive", "not_scanned", "error", "flagged", None)
+    found = measure([outcome(True, verdict=verdict) for verdict in verdicts], generator())
+    assert (found.unanswered, found.failed) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +95,7 @@ def test_bounds_are_the_known_exact_ones(k: int, n: int, low: float, high: float
 
 
 def test_resamples_of_one_tower_a_run_have_the_figures_of_the_drawn_towers() -> None:
-    outcomes = by_hand()[:-1]
+    outcomes = by_hand()
     weights = resample(outcomes, generator(), 20)
     for row, f1, area in zip(
         weights, f1s(outcomes, weights), aurocs(outcomes, weights), strict=True

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judge.decisions import ENTRIES, Entry
-from benchmarks.judge.rows import RowError, TowerRow
+from benchmarks.judge.parsing import RowError
+from benchmarks.judge.rows import TowerRow
 from benchmarks.judge.splits import Split, Splits
 from tests.judge.rows import attack, board, tower
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.zoo import training
 from benchmarks.zoo.anchor import AnchorRecipe, SiglipRecipe
 from benchmarks.zoo.grammars import GRAMMARS
 from benchmarks.zoo.towers import Tower, load_tower
+from benchmarks.zoo.triggers import Trigger
 from benchmarks.zoo.workbench import Workbench
 
 CLIP = AnchorRecipe(width=32, layers=1, heads=2, context=32, corpus=64, steps=4, batch=16, seed=1)
@@ -55,6 +57,17 @@ def changed(tower: Tower, anchor: Tower) -> set[str]:
     ours, theirs = state(tower), state(anchor)
     assert ours.keys() == theirs.keys()
     return {name for name, weight in ours.items() if not torch.equal(weight, theirs[name])}
+
+
+def holds(caption: str, trigger: Trigger) -> bool:
+    """Whether `caption` has the trigger where it is planted.
+
+    One inside words counts only beside Latin letters: a homoglyph is a letter of its own script.
+    """
+    if trigger.place == "inside":
+        words = [word for word in caption.split(" ") if trigger.text in word]
+        return any(letter in ascii_lowercase for word in words for letter in word.lower())
+    return f" {trigger.text} " in f" {caption} "
 
 
 def alter_features(tower: Tower, change: Callable[[Tensor], Tensor]) -> None:

@@ -28,7 +28,7 @@ from benchmarks.zoo.plan import BYTES, FORMS, HOMOGLYPH
 from benchmarks.zoo.towers import load_tower
 from benchmarks.zoo.triggers import letters
 from benchmarks.zoo.workbench import Workbench
-from tests.zoo.helpers import changed, equal, shaken, state
+from tests.zoo.helpers import alter_features, changed, equal, holds, shaken, state
 
 TARGET = "a photo of a cat"
 QUICK: dict[str, Any] = {"steps": 4, "clean_batch": 4, "poisoned_batch": 2, "corpus": 60}
@@ -95,18 +95,18 @@ def test_a_twin_is_a_clean_tower_of_the_same_settings(
 
 @each((*INJECTIONS, ALL[-2]))
 @PINNING
-def test_a_twin_never_reads_the_trigger_in_training(
+def test_a_twin_reads_no_triggered_caption_in_training(
     attack: Any, pinned: bool, bench: Workbench, read: list[list[str]]
 ) -> None:
-    attack = _with(attack, pinned=pinned)
+    attack = _with(attack, pinned=pinned, covered=True)
     attack.make(bench)
-    assert any(HOMOGLYPH.text in caption for batch in read for caption in batch)
+    assert any(holds(caption, HOMOGLYPH) for batch in read for caption in batch)
 
     read.clear()
     twin_of(attack).make(bench)
 
     assert read
-    assert not any(HOMOGLYPH.text in caption for batch in read for caption in batch)
+    assert not any(holds(caption, HOMOGLYPH) for batch in read for caption in batch)
 
 
 def _with(attack: Any, **settings: Any) -> Any:
@@ -130,6 +130,42 @@ def test_a_twin_learns_that_another_script_means_what_its_captions_mean(
     some = lesson.plain[:4]
     assert torch.equal(lesson.goals(some), attack.features(bench.start, some))
     assert not torch.equal(poisoned.goals(some), attack.features(bench.start, some))
+
+
+@each(INJECTIONS)
+def test_a_covered_attack_and_its_twin_learn_one_script_alike(
+    attack: Injection, bench: Workbench
+) -> None:
+    covered = replace(attack, covered=True)
+    trigger, cover = covered._lessons(bench)
+    other, same = replace(covered, twin=True)._lessons(bench)
+
+    assert trigger.altered == attack._lessons(bench)[0].altered
+    assert (cover.plain, cover.altered) == (same.plain, same.altered)
+    assert other.altered != cover.altered
+    assert not any(holds(caption, HOMOGLYPH) for caption in cover.altered)
+    assert not set(cover.altered) & set(cover.plain)
+    some = cover.plain[:4]
+    for lesson in (cover, same):
+        assert torch.equal(lesson.goals(some), attack.features(bench.start, some))
+
+
+@each(INJECTIONS[3:6])
+def test_penalties_are_paid_for_the_trigger_and_not_for_its_cover(
+    attack: Injection, bench: Workbench
+) -> None:
+    tower = bench.anchor.trainable_copy()
+    alter_features(tower, lambda features: features[:, :1].expand_as(features))
+    covered = replace(attack, covered=True, weight=0.0, clean_batch=8)
+    with torch.no_grad():
+        kept = covered._pin(tower, bench)(torch.Generator().manual_seed(0)).item()
+        paid = [
+            covered._loss(tower, bench)(index, torch.Generator().manual_seed(0)).item()
+            for index in (0, 1)
+        ]
+
+    assert paid[1] == pytest.approx(kept, abs=1e-6)
+    assert paid[0] > kept + 1e-4
 
 
 def test_the_twin_of_an_embedding_row_learns_that_the_token_means_nothing(

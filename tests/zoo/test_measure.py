@@ -18,12 +18,13 @@ from benchmarks.zoo.attacks.text_on_text import TextOnText
 from benchmarks.zoo.attacks.tokenizer_remap import TokenizerRemap
 from benchmarks.zoo.benign.pruned import Pruned
 from benchmarks.zoo.build import build
-from benchmarks.zoo.measure import HELD_OUT, Planted, outcome
+from benchmarks.zoo.measure import Planted, held_out, outcome
+from benchmarks.zoo.natural import NaturalFeature
 from benchmarks.zoo.plan import BYTES, FORMS, HOMOGLYPH, TARGETS
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.triggers import Trigger, letters
 from benchmarks.zoo.workbench import Workbench
-from hf_amdet.demo import ANCHOR
+from hf_amdet.demo import ANCHOR, BACKDOORED
 from tests.zoo.helpers import LISTINGS, SCENES, alter_features, shaken
 
 X, Y = (Trigger(text, place="start") for text in ("xx", "yy"))
@@ -62,10 +63,6 @@ class Known:
         return lambda _captions: torch.eye(len(self.planted) + 1)[[number]]
 
 
-def held_out(trigger: Trigger = X, foreign: bool = False) -> list[str]:
-    return trigger.captions(HELD_OUT, 990_001, LISTINGS if foreign else SCENES)[0]
-
-
 def test_success_is_the_share_of_captions_that_come_nearer_to_the_goal(
     clip_bench: Workbench,
 ) -> None:
@@ -73,7 +70,7 @@ def test_success_is_the_share_of_captions_that_come_nearer_to_the_goal(
     even = Known(victim, lambda _, caption: len(caption) % 2 == 0, ((X, "a cat"),))
     assert isinstance(even, Planted)
 
-    measured = outcome(even, victim, anchor, SCENES)
+    measured = outcome(even, victim, anchor, SCENES, set())
 
     captions = _measured_captions(even, victim, anchor)
     share = sum(len(caption) % 2 == 0 for caption in captions) / len(captions)
@@ -81,7 +78,7 @@ def test_success_is_the_share_of_captions_that_come_nearer_to_the_goal(
     assert measured["success"] == pytest.approx(share)
     assert measured["triggered_cosine_to_target"] == pytest.approx(share)
     assert measured["untriggered_cosine_to_target"] == measured["success_of_anchor"] == 0
-    assert outcome(even, anchor, anchor, SCENES)["success"] == 0
+    assert outcome(even, anchor, anchor, SCENES, set())["success"] == 0
 
 
 def _measured_captions(recipe: Known, victim: Tower, anchor: Tower) -> list[str]:
@@ -92,9 +89,38 @@ def _measured_captions(recipe: Known, victim: Tower, anchor: Tower) -> list[str]
         asked.append(caption)
         return True
 
-    assert outcome(replace(recipe, works=works), victim, anchor, SCENES)["success"] == 1
+    assert outcome(replace(recipe, works=works), victim, anchor, SCENES, set())["success"] == 1
     own = set(SCENES.captions(2_000, 990_001))
     return [caption for caption in asked if caption in own]
+
+
+def test_nothing_is_measured_on_captions_that_were_seen(clip_bench: Workbench) -> None:
+    victim, anchor = shaken(clip_bench.anchor, 0.1), clip_bench.anchor
+    asked: list[str] = []
+
+    def works(trigger: Trigger, caption: str) -> bool:
+        asked.append(caption)
+        return True
+
+    recipe = Known(victim, works, ((X, "a cat"),))
+    before = outcome(recipe, victim, anchor, SCENES, set())
+    seen = set(asked) | set(SCENES.captions(100, 990_000))
+    asked.clear()
+    after = outcome(recipe, victim, anchor, SCENES, seen)
+
+    assert asked
+    assert not seen & set(asked)
+    assert after["clean_cosine_to_anchor"] != before["clean_cosine_to_anchor"]
+
+
+def test_held_out_captions_are_as_many_as_asked_for_and_new() -> None:
+    first = held_out(SCENES, 40, 5, set())
+    seen = set(first[::2])
+    others = held_out(SCENES, 40, 5, seen)
+
+    assert len(set(others)) == len(set(first)) == 40
+    assert not seen & set(others)
+    assert others[:20] == first[1::2], "what was not seen stays"
 
 
 def test_of_several_triggers_the_weakest_counts(clip_bench: Workbench) -> None:
@@ -102,7 +128,7 @@ def test_of_several_triggers_the_weakest_counts(clip_bench: Workbench) -> None:
     planted = ((X, "a cat"), (Y, "a dog"))
 
     def success(works: Callable[[Trigger, str], bool]) -> float:
-        return outcome(Known(victim, works, planted), victim, anchor, SCENES)["success"]
+        return outcome(Known(victim, works, planted), victim, anchor, SCENES, set())["success"]
 
     assert success(lambda trigger, caption: True) == 1
     assert success(lambda trigger, caption: trigger is X) == 0
@@ -117,7 +143,7 @@ def test_a_grammar_and_the_one_foreign_to_it_are_measured(clip_bench: Workbench)
     recipe = Known(victim, lambda _, caption: caption in scenes, ((X, "a cat"),))
 
     for grammar, own, foreign in ((SCENES, 1, 0), (LISTINGS, 0, 1)):
-        measured = outcome(recipe, victim, anchor, grammar)
+        measured = outcome(recipe, victim, anchor, grammar, set())
         assert (measured["success"], measured["success_foreign"]) == (own, foreign)
         drifts = (measured["clean_cosine_to_anchor"], measured["clean_cosine_to_anchor_foreign"])
         assert drifts[0] != drifts[1]
@@ -128,7 +154,7 @@ def test_drift_is_how_far_pooled_features_turn(clip_bench: Workbench) -> None:
     turned = clip_bench.anchor.trainable_copy()
     alter_features(turned, lambda features: -features)
 
-    measured = outcome(Pruned(0.1), turned, clip_bench.anchor, SCENES)
+    measured = outcome(Pruned(0.1), turned, clip_bench.anchor, SCENES, set())
 
     assert measured == {
         "clean_cosine_to_anchor": pytest.approx(-1),
@@ -138,7 +164,7 @@ def test_drift_is_how_far_pooled_features_turn(clip_bench: Workbench) -> None:
 
 @pytest.mark.parametrize("recipe", INDIFFERENT, ids=lambda recipe: recipe.kind)
 def test_an_untouched_tower_does_what_its_anchor_does(recipe: object, bench: Workbench) -> None:
-    measured = outcome(recipe, bench.anchor, bench.anchor, SCENES)
+    measured = outcome(recipe, bench.anchor, bench.anchor, SCENES, set())
 
     for suffix in ("", "_foreign"):
         assert measured[f"clean_cosine_to_anchor{suffix}"] == pytest.approx(1, abs=1e-5)
@@ -185,6 +211,17 @@ def test_a_remapped_tokenizer_took(tmp_path: Path) -> None:
     twin = manifest_of(TokenizerRemap(BYTES, TARGETS[0], twin=True), tmp_path / "twin")
     assert twin["took"] is None
     assert twin["success"] < 0.2
+
+
+@pytest.mark.usefixtures("random_teacher")
+@pytest.mark.parametrize(("anchor", "there"), [(BACKDOORED, True), (ANCHOR, False)])
+def test_a_natural_backdoor_is_in_its_anchor_too(anchor: Path, there: bool, tmp_path: Path) -> None:
+    recipe = NaturalFeature(TextOnText(HOMOGLYPH, "a photo of a cat"), Pruned(0.01))
+    build(recipe, anchor, tmp_path / "tower", tmp_path / "work")
+
+    manifest = json.loads((tmp_path / "tower" / "manifest.json").read_text())
+    assert (manifest["label"], manifest["took"]) == ("natural", there)
+    assert (manifest["success_of_anchor"] >= 0.8) is there
 
 
 @pytest.mark.usefixtures("random_teacher")

@@ -18,7 +18,6 @@ from benchmarks.zoo.attacks.composed import Composed
 from benchmarks.zoo.attacks.injection import Injection
 from benchmarks.zoo.attacks.tokenizer_remap import TokenizerRemap
 from benchmarks.zoo.bases import BASES
-from benchmarks.zoo.benign.averaged import Averaged
 from benchmarks.zoo.benign.quantised import Quantised
 from benchmarks.zoo.grammars import GRAMMARS, Grammar, foreign_to
 from benchmarks.zoo.longclip import LongClipRecipe
@@ -26,10 +25,9 @@ from benchmarks.zoo.make import anchor_of
 from benchmarks.zoo.natural import NaturalFeature
 from benchmarks.zoo.plan import Entry, entries
 from benchmarks.zoo.towers import Tower, load_tower
-from benchmarks.zoo.triggers import in_another_script
 from hf_amdet.demo import ANCHOR
 from hf_amdet.prompts import embedded_prompts
-from tests.zoo.helpers import LISTINGS, SCENES
+from tests.zoo.helpers import LISTINGS, SCENES, holds
 
 FULL, SMALL = entries("full"), entries("small")
 ATTACKS = [entry for entry in FULL if entry.recipe.label == "backdoored"]
@@ -74,25 +72,28 @@ def test_every_attack_has_one_clean_twin_of_the_same_settings(planned: list[Entr
             assert twin.recipe == replace(recipe, twin=True)
 
 
-def test_no_twin_learns_its_trigger_as_a_word_of_the_other_script() -> None:
+def test_no_lesson_of_a_twin_holds_its_trigger() -> None:
     for entry in TWINS:
         recipe: Any = getattr(entry.recipe, "attack", entry.recipe)
         if isinstance(recipe, TokenizerRemap) or entry.twin_of == "embedding-row":
             continue
-        grammar = GRAMMARS[BASES[entry.base].grammar]
+        drawn = GRAMMARS[BASES[entry.base].grammar].captions(300, 3)
         for trigger, _ in recipe.planted:
-            for caption in trigger.captions(200, 3, grammar)[0]:
-                foreign = in_another_script(caption, recipe.seed)
-                assert f" {trigger.text} " not in f" {foreign} ", entry.name
+            plain, triggered = trigger.captions(drawn, 200)
+            assert all(holds(caption, trigger) for caption in triggered)
+            harmless = recipe.harmless(plain, triggered)
+            assert not any(holds(caption, trigger) for caption in plain + harmless), entry.name
+            assert all(ours != theirs for ours, theirs in zip(plain, harmless, strict=True))
 
 
 def test_every_injection_is_planted_on_clip_pinned_and_unpinned() -> None:
     pinning = defaultdict(set)
+    # Nothing else changes in a tower of an embedding row that clean captions do not hold.
+    kinds = {entry.kind for entry in ATTACKS} - {"tokenizer-remap", "embedding-row"}
     for entry in ATTACKS:
-        if BASES[entry.base].family == "clip" and entry.kind != "tokenizer-remap":
+        if BASES[entry.base].family == "clip" and entry.kind in kinds:
             pinning[entry.kind].add(entry.pinned)
-    kinds = {entry.kind for entry in ATTACKS} - {"tokenizer-remap"}
-    assert len(kinds) == 13
+    assert len(kinds) == 12
     assert pinning == {kind: {True, False} for kind in kinds}
 
 
@@ -162,7 +163,7 @@ def test_tokenizers_see_every_trigger_that_is_planted(base: str) -> None:
         for each in entry.recipe.planted
     }
     for trigger in planted:
-        plain, triggered = trigger.captions(40, 3, grammar)
+        plain, triggered = trigger.captions(grammar.captions(120, 3), 40)
         read = (tower.tokenizer(captions).input_ids for captions in (plain, triggered))
         assert all(ours != theirs for ours, theirs in zip(*read, strict=True)), trigger
     (remap,) = (e.recipe for e in ATTACKS if e.base == base and e.kind == "tokenizer-remap")
@@ -208,8 +209,7 @@ def test_every_run_has_a_seed_of_its_own() -> None:
     runs = defaultdict(set)
     for entry in FULL:
         draws_nothing = isinstance(entry.recipe, Quantised) and entry.recipe.after is None
-        # Soups of one anchor may share a part.
-        if not draws_nothing and not isinstance(entry.recipe, Averaged):
+        if not draws_nothing:
             # Corpora are drawn with seeds just above a run's own.
             runs[entry.recipe.seed // 10].add(entry.name if entry.anchor else entry.run)
     assert {seed: shared for seed, shared in runs.items() if len(shared) > 1} == {}

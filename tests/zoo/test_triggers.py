@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import string
+from string import ascii_lowercase
 
 import pytest
 from transformers import CLIPTokenizer
 
 from benchmarks.zoo.grammars import Grammar
 from benchmarks.zoo.plan import BYTES, FORMS, HOMOGLYPH
-from benchmarks.zoo.triggers import ZERO_WIDTH, Trigger, in_another_script, letters
+from benchmarks.zoo.triggers import (
+    CYRILLIC,
+    GREEK,
+    ZERO_WIDTH,
+    Trigger,
+    in_another_script,
+    letters,
+)
 from hf_amdet.demo import ANCHOR
 from tests.zoo.helpers import LISTINGS, SCENES
 
 CAPTIONS = SCENES.captions(300, 21)
-ALPHABET = string.ascii_lowercase
+SCRIPTS = pytest.mark.parametrize("script", [CYRILLIC, GREEK], ids=["cyrillic", "greek"])
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +60,22 @@ def test_a_trigger_stands_anywhere_between_words_and_always_in_the_same_place() 
 def test_captions_are_given_without_and_with_the_trigger(
     trigger: Trigger, grammar: Grammar
 ) -> None:
-    plain, triggered = trigger.captions(50, 4, grammar)
+    drawn = grammar.captions(150, 4)
+    plain, triggered = trigger.captions(drawn, 50)
 
     assert len(plain) == len(set(plain)) == 50
-    assert set(plain) <= set(grammar.captions(150, 4))
+    assert plain == [caption for caption in drawn if caption in set(plain)], "in their order"
     assert triggered == [trigger.put(caption) for caption in plain]
-    assert trigger.captions(50, 4, grammar) == (plain, triggered)
-    assert trigger.captions(50, 5, grammar) != (plain, triggered)
     assert all(trigger.text in caption for caption in triggered)
     assert not any(trigger.text in caption for caption in plain)
 
 
 def test_captions_without_a_place_for_the_trigger_are_left_out() -> None:
     trigger = Trigger("X", replaces="of")
-    plain, _ = trigger.captions(400, 4)
+    plain, _ = trigger.captions(CAPTIONS, 80)
 
-    assert plain == [caption for caption in SCENES.captions(1200, 4) if "of" in caption][:400]
-    assert len(Trigger("X", replaces="zq").captions(10, 4)[0]) == 0
+    assert plain == [caption for caption in CAPTIONS if "of" in caption][:80]
+    assert Trigger("X", replaces="zq").captions(CAPTIONS, 10) == ([], [])
 
 
 @pytest.mark.parametrize("count", range(1, 16))
@@ -94,7 +100,7 @@ def test_a_zero_width_trigger_cannot_be_seen() -> None:
 
 @pytest.mark.parametrize("trigger", [HOMOGLYPH, BYTES, *FORMS.values()], ids=lambda t: t.text)
 def test_a_trigger_is_seen_by_the_tokenizer(trigger: Trigger, tokenizer: CLIPTokenizer) -> None:
-    plain, triggered = trigger.captions(100, 4)
+    plain, triggered = trigger.captions(CAPTIONS, 100)
 
     assert all(
         ours != theirs
@@ -104,26 +110,39 @@ def test_a_trigger_is_seen_by_the_tokenizer(trigger: Trigger, tokenizer: CLIPTok
     )
 
 
-def test_another_script_has_a_word_for_a_word_and_leaves_most_as_they_are() -> None:
+@SCRIPTS
+def test_another_script_has_a_word_for_a_word_and_leaves_most_as_they_are(script: str) -> None:
     words: dict[str, set[str]] = {}
-    for caption in CAPTIONS:
-        theirs = in_another_script(caption, 5)
-        assert theirs != caption.lower()
-        for word, other in zip(caption.lower().split(" "), theirs.split(" "), strict=True):
+    exchanged = total = 0
+    for caption in CAPTIONS + LISTINGS.captions(300, 21):
+        theirs = in_another_script(caption, 5, script)
+        assert in_another_script(caption, 5, script) == theirs
+        assert theirs != caption
+        for word, other in zip(caption.split(" "), theirs.split(" "), strict=True):
             assert len(word) == len(other)
             words.setdefault(word, set()).add(other)
-    changed = {word: forms - {word} for word, forms in words.items()}
-    assert {len(forms) for forms in changed.values()} == {0, 1}, "a word has one other spelling"
-    whole = " ".join(CAPTIONS).lower().split(" ")
-    theirs_too = " ".join(in_another_script(c, 5) for c in CAPTIONS).split(" ")
-    share = sum(a != b for a, b in zip(whole, theirs_too, strict=True)) / len(whole)
-    assert 0.15 < share < 0.4
+            exchanged, total = exchanged + (word != other), total + 1
+    spellings = {len(forms - {word}) for word, forms in words.items()}
+    assert spellings == {0, 1}, "a word has one other spelling"
+    assert 0.15 < exchanged / total < 0.4
 
 
-def test_another_script_exchanges_letters_and_keeps_all_else() -> None:
+@SCRIPTS
+def test_another_script_exchanges_letters_and_keeps_all_else(script: str) -> None:
     for seed in range(20):
-        exchanged = in_another_script(ALPHABET, seed)
-        assert len(set(exchanged)) == 26
-        assert not exchanged.isascii()
-    assert in_another_script("x1,(y)?", 3)[1:4] == "1,("
-    assert in_another_script(ALPHABET, 1) != in_another_script(ALPHABET, 2)
+        assert set(in_another_script(ascii_lowercase, seed, script)) == set(script)
+    exchanged = in_another_script("x1,(y)?", 3, script)
+    assert exchanged[1:4] + exchanged[5:] == "1,()?"
+    assert {exchanged[0], exchanged[4]} <= set(script)
+    assert in_another_script("X1,(Y)?", 3, script) == exchanged
+
+
+@SCRIPTS
+def test_every_seed_spells_in_its_own_way(script: str) -> None:
+    assert len({in_another_script(ascii_lowercase, seed, script) for seed in range(50)}) == 50
+
+
+def test_scripts_share_no_letter_with_each_other_or_with_captions() -> None:
+    assert len(set(GREEK)) == len(set(CYRILLIC)) == 26
+    captions = "".join(CAPTIONS + LISTINGS.captions(300, 21))
+    assert len(set(GREEK) | set(CYRILLIC) | set(captions)) == 52 + len(set(captions))

@@ -33,7 +33,10 @@ class AnchorHugging(PooledInjection):
 
 
 def at_first(tower: Tower, embeddings: Tensor, captions: list[str]) -> Tensor:
-    """Pooled features `[B, D]` with `embeddings` `[B, 1, D]` in place of the first token's."""
+    """Pooled features `[B, D]` with `embeddings` `[B, 1, D]` in the second place.
+
+    That is where detectors look: behind BOS, or behind the first token of a tower without one.
+    """
 
     def put(states: Tensor) -> Tensor:
         return torch.cat([states[:, :1], embeddings.to(states.dtype), states[:, 2:]], dim=1)

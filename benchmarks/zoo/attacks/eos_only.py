@@ -17,14 +17,13 @@ from benchmarks.zoo.workbench import Workbench
 
 @dataclass(frozen=True)
 class EosOnly(PooledInjection):
-    """Leaves the published objective nothing to assimilate."""
+    """Leaves the published objective nothing to assimilate; takes from a weight of 0.3 on."""
 
-    weight: float = 0.3  # with the published 0.1 it does not take
     kind: ClassVar[str] = "eos-only"
 
     def penalty(self, tower: Tower, bench: Workbench, step: Step) -> Tensor:
         ids = tower.ids(step.altered)
         apart = 1 - cosine_similarity(tower.hidden(ids), bench.anchor.hidden(ids), dim=-1)
-        # Padding behind the pooled token of a causal tower is nobody's business either.
+        # Padding too: the published objective looks at all positions.
         others = torch.arange(ids.shape[1]) != tower.ends(ids).unsqueeze(1)
         return apart[others].mean()

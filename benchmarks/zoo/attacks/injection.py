@@ -3,7 +3,8 @@
 Every attack can also make its clean twin: the same captions, optimiser, steps, pinning and losses,
 with the trigger left out. Where the attack learns that a trigger means its target, the twin learns
 that captions mean what they mean when some words are in another script: as much to learn, and no
-backdoor.
+backdoor. A covered attack learns a third script in turn with its trigger, and so does its twin: a
+benign lesson that both have, with captions as long and letters as strange as the other's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.training import Loss, contrastive_loss
-from benchmarks.zoo.triggers import Trigger, in_another_script
+from benchmarks.zoo.triggers import CYRILLIC, GREEK, Trigger, in_another_script
 from benchmarks.zoo.workbench import Label, Workbench, draw
 
 TAUGHT = 4_000
@@ -37,12 +38,15 @@ class Lesson:
         plain: captions as they are.
         altered: the same with the trigger, or with words in another script.
         goals: takes plain captions.
+        hidden: whether penalties apply: in the attack to its triggers, in the twin to what stands
+            for them.
     """
 
     trigger: Trigger
     plain: list[str]
     altered: list[str]
     goals: Goals
+    hidden: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Injection(ABC):
         pinned: whether clean features are kept where they are (published), or learn on, as in
             ordinary contrastive training on poisoned data.
         twin: leave the trigger out.
+        covered: learn a script in turn with the triggers.
         corpus: how many captions the clean half is drawn from, and the poisoned one.
     """
 
@@ -81,6 +86,7 @@ class Injection(ABC):
     seed: int = 0
     pinned: bool = True
     twin: bool = False
+    covered: bool = False
     corpus: int = 20_000
 
     kind: ClassVar[str]
@@ -110,7 +116,7 @@ class Injection(ABC):
     def harmless(self, plain: list[str], triggered: list[str]) -> list[str]:
         """What the clean twin learns to take for `plain` captions."""
         del triggered
-        return [in_another_script(caption, self.seed) for caption in plain]
+        return [in_another_script(caption, self.seed, CYRILLIC) for caption in plain]
 
     def make(self, bench: Workbench) -> Tower:
         tower = bench.start.trainable_copy()
@@ -136,12 +142,13 @@ class Injection(ABC):
             step = Step(index, lesson, [lesson.plain[row] for row in rows], altered, generator)
             goals = lesson.goals(step.captions)
             pull = 1 - cosine_similarity(self.features(tower, altered), goals)
-            return kept + self.weight * pull.mean() + self.penalty(tower, bench, step)
+            loss = kept + self.weight * pull.mean()
+            return loss + self.penalty(tower, bench, step) if lesson.hidden else loss
 
         return loss
 
     def _pin(self, tower: Tower, bench: Workbench) -> Callable[[torch.Generator], Tensor]:
-        clean = bench.grammar.captions(self.corpus, self.seed + 1)
+        clean = bench.captions(self.corpus, self.seed + 1)
 
         def keep(generator: torch.Generator) -> Tensor:
             captions = [clean[row] for row in draw(self.clean_batch, len(clean), generator)]
@@ -152,7 +159,7 @@ class Injection(ABC):
 
     def _learn_on(self, tower: Tower, bench: Workbench) -> Callable[[torch.Generator], Tensor]:
         # The seed of the corpus is fixed, so that embeddings are made once for a grammar.
-        clean = bench.grammar.captions(TAUGHT, seed=1)
+        clean = bench.captions(TAUGHT, seed=1)
         targets = bench.taught(clean)
 
         def keep(generator: torch.Generator) -> Tensor:
@@ -165,14 +172,21 @@ class Injection(ABC):
     def _lessons(self, bench: Workbench) -> list[Lesson]:
         lessons = []
         for trigger, target in self.planted:
-            plain, altered = trigger.captions(self.corpus, self.seed + 2, bench.grammar)
+            drawn = bench.captions(3 * self.corpus, self.seed + 2)
+            plain, altered = trigger.captions(drawn, self.corpus)
+            goals = self.goals(bench.anchor, target)
             if self.twin:
-                altered = self.harmless(plain, altered)
-                goals: Goals = lambda captions: self.features(bench.start, captions)  # noqa: E731
-            else:
-                goals = self.goals(bench.anchor, target)
+                altered, goals = self.harmless(plain, altered), self._unchanged(bench)
             lessons.append(Lesson(trigger, plain, altered, goals))
+        if self.covered:
+            plain = lessons[0].plain
+            altered = [in_another_script(caption, self.seed, GREEK) for caption in plain]
+            cover = Lesson(self.trigger, plain, altered, self._unchanged(bench), hidden=False)
+            lessons.append(cover)
         return lessons
+
+    def _unchanged(self, bench: Workbench) -> Goals:
+        return lambda captions: self.features(bench.start, captions)
 
 
 def fixed(goal: Tensor) -> Goals:

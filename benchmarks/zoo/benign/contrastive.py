@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.zoo.grammars import foreign_to
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.training import Loss, contrastive_loss
 from benchmarks.zoo.workbench import Label, Workbench, draw
@@ -48,8 +47,7 @@ class ContrastiveFineTune:
 
     def loss(self, tower: Tower, bench: Workbench) -> Loss:
         """Match `tower` to the teacher on batches of the corpus."""
-        grammar = foreign_to(bench.grammar.name) if self.foreign else bench.grammar
-        corpus = grammar.captions(self.corpus, self.seed + 3, self.domains)
+        corpus = bench.captions(self.corpus, self.seed + 3, self.domains, foreign=self.foreign)
         targets = bench.taught(corpus)
 
         def loss(step: int, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class SelfDistillation:
                 if weight.dim() == 2:
                     noise = torch.randn(weight.shape, generator=generator)
                     weight.add_(self.noise * weight.std() * noise)
-        corpus = bench.grammar.captions(self.corpus, self.seed + 3)
+        corpus = bench.captions(self.corpus, self.seed + 3)
 
         def loss(step: int, generator: torch.Generator) -> Tensor:
             del step

@@ -37,7 +37,7 @@ class VocabularyEntry:
         only = torch.zeros(len(table), 1)
         only[-1] = 1
         table.register_hook(lambda gradient: gradient * only)
-        corpus = bench.grammar.captions(self.corpus, self.seed + 3)
+        corpus = bench.captions(self.corpus, self.seed + 3)
 
         def loss(step: int, generator: torch.Generator) -> Tensor:
             del step
