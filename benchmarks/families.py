@@ -2,7 +2,7 @@
 
 Each tower is scanned against its family's anchor with the default profile, once a seed. Prints a
 Markdown table and writes a JSON line a scan to ``OUT/families.jsonl``. The distance of an anchor
-to a tower of another seed, ``--other clip=zoo/work/longclip-base``, is how far apart the weights
+to a tower of another seed, ``--other clip=zoo/work/longclip-base-1``, is how far apart the weights
 of towers are that have nothing to do with each other.
 """
 
