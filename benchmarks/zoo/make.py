@@ -30,8 +30,8 @@ def make(size: Size, zoo: Path, workers: int) -> Iterator[tuple[Entry, Path]]:
     """Make what is missing of the zoo of `size`; yields towers with their folders, as they come.
 
     A tower is made whole or not at all, and by one process at a time, so that an interrupted
-    command is just given again, and two may run at once. One whose recipe
-    or anchor has changed is made anew.
+    command is just given again, and two may run at once. One whose recipe or anchor has changed
+    is made anew.
 
     Raises:
         RuntimeError: at the end, names those that failed and what depends on them; the others are
