@@ -36,6 +36,42 @@ def _load_unless_refused(folder: Path) -> ModelTower | None:
         return None
 
 
+class TestContradictions:
+    """Loaders differ in which of the files they read, so these must say the same."""
+
+    @pytest.fixture
+    def pieces(self, folder: Path) -> dict[str, int]:
+        parsed = json.loads((folder / "tokenizer.json").read_text())
+        pieces: dict[str, int] = parsed["model"]["vocab"]
+        return pieces
+
+    def test_files_that_agree_are_read(self, folder: Path, pieces: dict[str, int]) -> None:
+        (folder / "vocab.json").write_text(json.dumps(pieces))
+        merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+        lines = [m if isinstance(m, str) else " ".join(m) for m in merges]
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
+        assert load(folder).has_tokenizer
+
+    def test_two_ids_for_a_piece_are_refused(self, folder: Path, pieces: dict[str, int]) -> None:
+        first, second = list(pieces)[:2]
+        swapped = {**pieces, first: pieces[second], second: pieces[first]}
+        (folder / "vocab.json").write_text(json.dumps(swapped))
+        with pytest.raises(MalformedFileError, match="different ids"):
+            load(folder)
+
+    def test_other_merges_are_refused(self, folder: Path) -> None:
+        (folder / "merges.txt").write_text("#version: 0.2\nz z\n")
+        with pytest.raises(MalformedFileError, match="merge pieces differently"):
+            load(folder)
+
+    def test_a_text_that_is_replaced_by_another_is_refused(self, folder: Path) -> None:
+        rule = {"type": "Replace", "pattern": {"String": "mignneko"}, "content": "cat"}
+        nested = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, rule]}
+        _edit(folder, lambda parsed: parsed.update(normalizer=nested))
+        with pytest.raises(MalformedFileError, match="'mignneko'"):
+            load(folder)
+
+
 class TestMissing:
     """Without a tokenizer a tower is whole, but reads no prompt until it is lent one."""
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ SENTENCEPIECE = "spiece.model"
 _TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "added_tokens_decoder")
+_NAMED = 64
+"""Characters of a piece that an error names."""
 _ENOUGH = ("tokenizer.json", "vocab.json", SENTENCEPIECE)
 
 
@@ -44,6 +46,8 @@ def load_tokenizer(directory: Path, sizes: Any, family: Family) -> Any:
     for name in present:
         if name.endswith(".json"):
             _parse(directory / name)
+    if "tokenizer.json" in present:
+        _check_agreement(directory)
     if family is CLIP:
         tokenizer: Any = _built(lambda: _clip(directory))
         # Only the order of tokens is the repo's to choose: the pooled token must stay in place.
@@ -78,6 +82,58 @@ def _parse(file: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise MalformedFileError(f"{file.name} is not a JSON object.")
     return parsed
+
+
+def _check_agreement(directory: Path) -> None:
+    """Whether the files say the same: other loaders read other ones of them, or more of them.
+
+    Raises:
+        MalformedFileError: a piece has two ids, merges differ, or a text is replaced by another
+            before it is read, which not every loader does.
+    """
+    whole = _parse(directory / "tokenizer.json")
+    model = whole.get("model")
+    model = model if isinstance(model, dict) else {}
+    ours, merges = model.get("vocab"), model.get("merges")
+    if isinstance(ours, dict) and (directory / "vocab.json").exists():
+        theirs = _parse(directory / "vocab.json")
+        unlike = [piece for piece, row in theirs.items() if ours.get(piece, row) != row]
+        if unlike:
+            raise MalformedFileError(
+                f"tokenizer.json and vocab.json give {unlike[0][:_NAMED]!r} different ids, so that "
+                "loaders of the one and of the other read texts differently. Upload one of them."
+            )
+    if isinstance(merges, list) and (directory / "merges.txt").exists():
+        lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
+        listed = [line for line in lines if line and not line.startswith("#version")]
+        pairs = [" ".join(map(str, m)) if isinstance(m, list) else str(m) for m in merges]
+        if listed != pairs:
+            raise MalformedFileError(
+                "tokenizer.json and merges.txt merge pieces differently, so that loaders of the "
+                "one and of the other read texts differently. Upload one of them."
+            )
+    try:
+        literals = list(_replaced(whole.get("normalizer")))
+    except RecursionError as error:
+        raise MalformedFileError("The normaliser of tokenizer.json has no end.") from error
+    for literal in literals:
+        if any(character.isalnum() for character in literal):
+            raise MalformedFileError(
+                f"The normaliser of tokenizer.json replaces the text {literal[:_NAMED]!r} before "
+                "it is read. No text tower needs that, and not every loader does it."
+            )
+
+
+def _replaced(normalizer: Any) -> Iterator[str]:
+    """The texts that a normaliser replaces, wherever in it."""
+    if isinstance(normalizer, list):
+        for part in normalizer:
+            yield from _replaced(part)
+    elif isinstance(normalizer, dict):
+        pattern = normalizer.get("pattern")
+        if normalizer.get("type") == "Replace" and isinstance(pattern, dict):
+            yield str(pattern.get("String", ""))
+        yield from _replaced(list(normalizer.values()))
 
 
 def _built(build: Callable[[], Any]) -> Any:
