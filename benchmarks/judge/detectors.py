@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import io
 import math
 import time
+import tokenize
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +26,9 @@ from hf_amdet.prompts import load_prompts
 
 _CLEAR_PEAK = "5"
 """What makes Linux begin a process's peak of resident memory anew."""
+
+
+_CALIBRATING = {"calibrate.py", "calibration.py", "nulls.py", "significance.py", "variants.py"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def _scanner(profile: Literal["default", "paper"]) -> Detector:
     package = Path(hf_amdet.__file__).parent
     sources = [package / "prompts.py", package / "report" / "build.py"]
     for part in ("detection", "encoders", "pipeline"):
-        sources += sorted((package / part).glob("*.py"))
+        sources += _of_scans(package / part)
     return Detector(profile, _hash(repr(PROFILES[profile]), sources), dtype, True, True, answer)
 
 
@@ -164,9 +170,13 @@ def _baseline(
 
     assert baselines.__file__ is not None
     package = Path(hf_amdet.__file__).parent
-    encoders = sorted((package / "encoders").glob("*.py"))
-    sources = [Path(baselines.__file__), package / "prompts.py", *encoders]
+    sources = [Path(baselines.__file__), package / "prompts.py", *_of_scans(package / "encoders")]
     return Detector(name, _hash(name, sources), "fp32", False, reads_prompts, answer)
+
+
+def _of_scans(folder: Path) -> list[Path]:
+    """The modules in `folder` that a scan without a calibration runs through."""
+    return [file for file in sorted(folder.glob("*.py")) if file.name not in _CALIBRATING]
 
 
 def _hash(settings: str, sources: Iterable[Path]) -> str:
@@ -174,8 +184,22 @@ def _hash(settings: str, sources: Iterable[Path]) -> str:
     whole = hashlib.sha256(settings.encode())
     for file in sources:
         whole.update(f"\n{file.parent.name}/{file.name}\n".encode())
-        whole.update(file.read_bytes())
+        whole.update(_code(file.read_text(encoding="utf-8")).encode())
     return whole.hexdigest()
+
+
+def _code(source: str) -> str:
+    """What is run of a Python file: no answer changes with its comments and docstrings."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _finite(score: float | None) -> float | None:

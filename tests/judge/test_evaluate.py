@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -310,10 +311,24 @@ def test_hashes_are_of_the_code_that_decides(
     package = shutil.copytree(Path(hf_amdet.__file__).parent, tmp_path / "hf_amdet", ignore=ignore)
     before = {name: detector.hash for name, detector in detectors().items()}
     with (package / file).open("a") as source:
-        source.write("# changed\n")
+        source.write("CHANGED = 1\n")
     monkeypatch.setattr(hf_amdet, "__file__", str(package / "__init__.py"))
     after = {name: detector.hash for name, detector in detectors.__wrapped__().items()}
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_comments_and_docstrings_outdate_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignore = shutil.ignore_patterns("demo", "__pycache__")
+    package = shutil.copytree(Path(hf_amdet.__file__).parent, tmp_path / "hf_amdet", ignore=ignore)
+    before = {name: detector.hash for name, detector in detectors().items()}
+    for file in package.glob("detection/*.py"):
+        source = re.sub(r'(\n +""")(?=\w)', r"\1Said otherwise. ", file.read_text(encoding="utf-8"))
+        file.write_text(f"{source}\n# A remark.\n", encoding="utf-8")
+    monkeypatch.setattr(hf_amdet, "__file__", str(package / "__init__.py"))
+    after = {name: detector.hash for name, detector in detectors.__wrapped__().items()}
+    assert before == after
 
 
 def test_a_scan_is_judged_by_the_pipelines_verdict_and_figures(zoo: Path, tmp_path: Path) -> None:
