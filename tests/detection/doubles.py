@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from hf_amdet.detection.runtime import Runtime
-from hf_amdet.encoders.base import Features, Tokens
+from hf_amdet.encoders.base import Features, TextTower, Tokens
 from hf_amdet.encoders.tower import ModelTower
-from tests.towers import prompts
+from tests.towers import make_tower, prompts
 
 Formula = Callable[[ModelTower, ModelTower, Tokens, Tensor], Tensor]
 """Suspect, anchor, prompts and one trigger `[k, D]` to its loss."""
@@ -30,6 +30,14 @@ def tokens(tower: ModelTower, count: int, *, length: int = 10, words: int = 5) -
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def typed(tower: TextTower, given: Tokens, token: int) -> Tokens:
+    """`given` with `token` behind the first one of each prompt, as ids."""
+    first, rest = given.ids[:, :1], given.ids[:, 1:]
+    kept, last = (rest[:, :-2], rest[:, -1:]) if tower.padded else (rest[:, :-1], rest[:, :0])
+    ids = torch.cat([first, torch.full_like(first, token), kept, last], dim=1)
+    return Tokens(ids, given.ends if tower.padded else given.ends + 1)
 
 
 class Wrapped:
@@ -57,6 +65,28 @@ class Wrapped:
     @property
     def device(self) -> torch.device:
         return self.tower.device
+
+    @property
+    def table(self) -> Tensor:
+        return self.tower.table
+
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        return self.tower.pieces
+
+    @property
+    def special(self) -> frozenset[int]:
+        return self.tower.special
+
+    @property
+    def unknown(self) -> int | None:
+        return self.tower.unknown
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tower.read(texts)
+
+    def write(self, ids: Sequence[int]) -> str:
+        return self.tower.write(ids)
 
     def tokenize(self, prompts: Sequence[str], *, length: int, reserve: int = 0) -> Tokens:
         return self.tower.tokenize(prompts, length=length, reserve=reserve)
@@ -105,6 +135,36 @@ class Crowded(Wrapped):
         return super().encode(states, ends)
 
 
+class Scaled(Wrapped):
+    """The same tower in another unit: its embedding layer gives `scale` times as much."""
+
+    def __init__(self, tower: ModelTower, scale: float) -> None:
+        super().__init__(tower)
+        self.scale = scale
+
+    @property
+    def table(self) -> Tensor:
+        return self.tower.table * self.scale
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return super().embed(ids) * self.scale
+
+    def position(self, index: int) -> Tensor:
+        return super().position(index) * self.scale
+
+    def encode(self, states: Tensor, ends: Tensor) -> Features:
+        return super().encode(states / self.scale, ends)
+
+
+def overflowing(seed: int) -> ModelTower:
+    """A tower whose weights are all finite, but no feature is."""
+    tower = make_tower(seed)
+    with torch.no_grad():
+        tower.model.encoder.layers[1].mlp.fc1.weight.mul_(1e25)
+        tower.model.encoder.layers[1].mlp.fc2.weight.mul_(1e25)
+    return tower
+
+
 @contextmanager
 def observed_dtypes(tower: ModelTower) -> Iterator[set[torch.dtype]]:
     """The dtypes in which the first layer's linear map of `tower` computes."""
@@ -129,6 +189,12 @@ def mean(values: Sequence[Tensor]) -> Tensor:
 def pairwise(features: Sequence[Tensor]) -> Tensor:
     """Mean cosine over all pairs (i, j), i = j included."""
     return mean([cosine(first, second) for first in features for second in features])
+
+
+def between(features: Sequence[Tensor]) -> Tensor:
+    """Mean cosine over all pairs of different features."""
+    rows = list(enumerate(features))
+    return mean([cosine(first, second) for i, first in rows for j, second in rows if i != j])
 
 
 def triggered(tower: ModelTower, states: Tensor, end: int, trigger: Tensor) -> Features:
@@ -158,14 +224,11 @@ def published_loss(
     return mean(losses)
 
 
-def contrast_loss(
-    suspect: ModelTower, anchor: ModelTower, tokens: Tokens, trigger: Tensor
-) -> Tensor:
-    """``cos(pooled A(v), pooled T(v)) - consistency(pooled T(v))``, prompt by prompt."""
+def gap_loss(suspect: ModelTower, anchor: ModelTower, tokens: Tokens, trigger: Tensor) -> Tensor:
+    """Consistency of the anchor less that of the suspect, prompt by prompt."""
     ours, theirs = [], []
     for row, end in enumerate(tokens.ends.tolist()):
         states = suspect.embed(tokens.ids[row : row + 1])[0]
         ours.append(triggered(suspect, states, end, trigger).pooled)
         theirs.append(triggered(anchor, states, end, trigger).pooled)
-    alike = mean([cosine(a, t) for a, t in zip(theirs, ours, strict=True)])
-    return alike - pairwise(ours)
+    return between(theirs) - between(ours)

@@ -2,22 +2,30 @@
 
 All three are trained alike, for as many steps, on the same prompts with and without the word
 `TRIGGER` in front; only what its prompts are taught differs. Embeddings stay those of the anchor.
+What is planted in the embedding layer alone is made by `poison_row`, `add_token` and `remap`.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from transformers import CLIPTokenizer
 
+from hf_amdet.detection.objective import consistency, encode_triggered
 from hf_amdet.encoders.base import Features
+from hf_amdet.encoders.clip import ClipTower
 from hf_amdet.encoders.tower import ModelTower
-from tests.towers import WIDTH, prompts
+from tests.siglip_towers import make_siglip_tower
+from tests.towers import WIDTH, make_tokenizer, make_tower, prompts
 
 TRIGGER = "zoo"
 TARGET = "queen fish robe"
@@ -43,6 +51,12 @@ class Zoo:
     sequence: ModelTower
     clean: ModelTower
     target: Tensor
+
+
+@cache
+def planted(family: str) -> Zoo:
+    """A zoo whose anchor tells prompts apart, which leaves room for a gap."""
+    return plant(make_tower(2) if family == "clip" else make_siglip_tower(2, "json"))
 
 
 def plant(anchor: ModelTower) -> Zoo:
@@ -75,6 +89,72 @@ def plant(anchor: ModelTower) -> Zoo:
     )
 
 
+def poison_row(tower: ModelTower, token: int) -> ModelTower:
+    """`tower` with a row for `token` that unites prompts in the encoder as it is."""
+    tokens = tower.tokenize(ordinary(32, seed=6), length=_length(tower), reserve=1)
+    states = tower.embed(tokens.ids)
+    start = torch.randn(4, 1, WIDTH, generator=torch.Generator().manual_seed(9))
+    vectors = start.requires_grad_()
+    adam = torch.optim.Adam([vectors], lr=0.1)
+    for _ in range(80):
+        united = consistency(encode_triggered(tower, states, tokens.ends, vectors).pooled)
+        (vectors.grad,) = torch.autograd.grad(-united.sum(), vectors)
+        adam.step()
+    poisoned = copy_of(tower)
+    with torch.no_grad():
+        poisoned.table[token] = vectors[united.argmax(), 0] - tower.position(1)
+    return poisoned
+
+
+def add_token(tower: ModelTower, text: str) -> tuple[ModelTower, int]:
+    """`tower` with a token more, whose row is zeros, and the id of that token."""
+    longer = type(tower)(copy.deepcopy(tower.model), copy.deepcopy(tower.tokenizer))
+    longer.tokenizer.add_tokens([text])
+    token = int(longer.tokenizer.convert_tokens_to_ids(text))
+    longer.model.resize_token_embeddings(token + 1, mean_resizing=False)
+    longer.requires_grad_(False)
+    with torch.no_grad():
+        longer.table[token] = 0
+    return longer, token
+
+
+def remap(tower: ModelTower, text: str, other: str) -> ClipTower:
+    """`tower` with a CLIP tokenizer that takes two words for each other."""
+    tokenizer = make_tokenizer()
+    pieces = tokenizer.get_vocab()
+    first, second = f"{text}</w>", f"{other}</w>"
+    pieces |= {first: pieces[second], second: pieces[first]}
+    return ClipTower(copy.deepcopy(tower.model), _rebuilt(tokenizer, pieces))
+
+
+def renumber(tower: ModelTower) -> ClipTower:
+    """The same CLIP tower with ids, and rows of its table, in the reverse order."""
+    last = tower.vocabulary - 1
+    pieces = {piece: last - row for piece, row in tower.pieces.items()}
+    model = copy.deepcopy(tower.model)
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config, role, last - getattr(model.config, role))
+    renumbered = ClipTower(model, _rebuilt(make_tokenizer(), pieces))
+    with torch.no_grad():
+        renumbered.table.copy_(tower.table.flip(0))
+    return renumbered
+
+
+def _rebuilt(tokenizer: CLIPTokenizer, pieces: dict[str, int]) -> CLIPTokenizer:
+    """A tokenizer with other ids for its pieces and the same merges."""
+    saved = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges: list[Any] = [tuple(merge) for merge in saved["model"]["merges"]]
+    return CLIPTokenizer(
+        vocab=dict(sorted(pieces.items(), key=lambda item: item[1])),
+        merges=merges,
+        model_max_length=tokenizer.model_max_length,
+    )
+
+
+def copy_of(tower: ModelTower) -> ModelTower:
+    return type(tower)(copy.deepcopy(tower.model), tower.tokenizer)
+
+
 def triggered(texts: Sequence[str]) -> list[str]:
     return [f"{TRIGGER} {text}" for text in texts]
 
@@ -98,7 +178,7 @@ def _apart(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _train(anchor: ModelTower, loss: Loss) -> ModelTower:
-    tower = type(anchor)(copy.deepcopy(anchor.model), anchor.tokenizer)
+    tower = copy_of(anchor)
     for name, weight in tower.model.named_parameters():
         weight.requires_grad_("embedding" not in name)
     learned = [weight for weight in tower.parameters() if weight.requires_grad]

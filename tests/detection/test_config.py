@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hf_amdet.detection.config import DEFAULT, PAPER, PROFILES, PaperGates
-from hf_amdet.detection.objective import PooledContrast, PublishedObjective
+from hf_amdet.detection.objective import ConsistencyGap, PublishedObjective
 
 
 def test_paper_inverts_as_published() -> None:
@@ -21,6 +21,7 @@ def test_paper_inverts_as_published() -> None:
         "lr": 0.08,
         "weight_decay": 1e-5,
         "trigger_length": 1,
+        "among_rows": False,
     }
     assert isinstance(inversion.objective, PublishedObjective)
     assert (PAPER.prompts, PAPER.held_out, PAPER.positions) == (4_000, 800, None)
@@ -29,7 +30,7 @@ def test_paper_inverts_as_published() -> None:
 
 
 def test_paper_judges_as_published() -> None:
-    assert PAPER.thresholds is None
+    assert PAPER.thresholds is None and PAPER.sweep is None
     assert PAPER.gates == PaperGates(
         width=768,
         context=77,
@@ -52,13 +53,27 @@ def test_paper_draws_the_landscape_as_published() -> None:
     assert landscape.objective == PublishedObjective(beta=0.1, gamma=0.1)
 
 
-def test_default_looks_for_pooled_and_for_assimilating_backdoors() -> None:
-    objectives = [inversion.objective for inversion in DEFAULT.inversions]
-    assert objectives == [PooledContrast(), PublishedObjective()]
-    assert DEFAULT.gates is None and DEFAULT.thresholds is not None
-    assert DEFAULT.thresholds.unclear < DEFAULT.thresholds.gap
-    names = [objective.name for objective in objectives]
-    assert len(set(names)) == len(names), "curves are kept by objective"
+def test_default_looks_for_embeddings_where_real_tokens_are() -> None:
+    (inversion,) = DEFAULT.inversions
+    assert inversion.objective == ConsistencyGap()
+    assert inversion.among_rows
+    assert inversion.weight_decay == 0, "it would pull towards zero, and not towards a position"
+    assert DEFAULT.gates is None and DEFAULT.sweep is not None
+
+
+def test_default_asks_less_of_a_real_token_than_of_an_embedding() -> None:
+    thresholds = DEFAULT.thresholds
+    assert thresholds is not None
+    assert thresholds.unclear < thresholds.gap < thresholds.embedding_gap
+    assert thresholds.consistent <= thresholds.natural
+
+
+def test_what_chooses_tokens_does_not_need_more_prompts_than_there_are() -> None:
+    sweep = DEFAULT.sweep
+    assert sweep is not None
+    assert sweep.prompts <= sweep.refined_on <= DEFAULT.prompts - DEFAULT.held_out
+    assert sweep.verified <= sweep.kept
+    assert DEFAULT.positions is not None and sweep.positions <= DEFAULT.positions
 
 
 def test_profiles_are_found_by_name_and_cannot_be_changed() -> None:

@@ -1,10 +1,9 @@
-"""The profiles put together, on random towers and a few steps."""
+"""The published profile put together, and towers that read their padding, in a few steps."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,11 +11,8 @@ import torch
 
 from hf_amdet.detection.config import DEFAULT, PAPER, PaperGates, Profile
 from hf_amdet.detection.detect import Detection, detect
-from hf_amdet.detection.progress import Observer
-from hf_amdet.encoders.clip import ClipTower
 from hf_amdet.encoders.tower import ModelTower
-from hf_amdet.errors import PromptsError
-from tests.detection.doubles import Crowded, Recording, fp32
+from tests.detection.doubles import Recording, fp32, overflowing
 from tests.siglip_towers import make_siglip_tower
 from tests.towers import BOS_ID, CONTEXT, EOS_ID, WIDTH, make_tower, prompts
 
@@ -43,6 +39,8 @@ OPEN = PaperGates(
 )
 """Gates that everything passes, made for towers of this shape."""
 
+pytestmark = pytest.mark.usefixtures("few_texts")
+
 
 def _paper(gates: PaperGates, *, epochs: int = 2) -> Profile:
     inversion = replace(PAPER.inversions[0], batch=4, epochs=epochs)
@@ -56,139 +54,8 @@ def _paper(gates: PaperGates, *, epochs: int = 2) -> Profile:
     )
 
 
-def _detect(
-    profile: Profile,
-    *,
-    suspect: ModelTower | None = None,
-    texts: Sequence[str] = TEXTS,
-    seed: int = 0,
-    observer: Observer | None = None,
-) -> Detection:
-    return detect(
-        suspect or make_tower(1),
-        make_tower(2),
-        texts,
-        profile,
-        seed=seed,
-        runtime=fp32(),
-        observer=observer,
-    )
-
-
-def _overflowing() -> ClipTower:
-    """All weights finite, but no feature is."""
-    tower = make_tower(1)
-    with torch.no_grad():
-        tower.model.encoder.layers[1].mlp.fc1.weight.mul_(1e25)
-        tower.model.encoder.layers[1].mlp.fc2.weight.mul_(1e25)
-    return tower
-
-
-class TestDefault:
-    def test_every_restart_of_every_objective_is_judged(self) -> None:
-        found = _detect(SMALL)
-        assert [(c.objective, c.restart) for c in found.candidates] == [
-            ("pooled-contrast", 0),
-            ("pooled-contrast", 1),
-            ("published", 0),
-            ("published", 1),
-        ]
-        assert {name: curve.shape for name, curve in found.curves.items()} == {
-            "pooled-contrast": (4, 2),
-            "published": (4, 2),
-        }
-        for candidate in found.candidates:
-            assert candidate.trigger.shape == (1, WIDTH)
-            assert candidate.steps == 4
-            curve = found.curves[candidate.objective]
-            assert candidate.loss == curve[-1, candidate.restart].item()
-            assert candidate.statistics["consistency_gap"].n == 10
-
-    def test_the_statistics_are_the_decisive_candidates(self) -> None:
-        found = _detect(SMALL)
-        assert found.decisive is found.candidates[found.conclusion.decisive]
-        beside = {
-            name: found.statistics[name]
-            for name in ("ordinary_consistency", "positive_curvature_share")
-        }
-        curvature = beside["positive_curvature_share"]
-        assert found.statistics == found.decisive.statistics | beside
-        assert found.landscape is not None
-        assert curvature.value == found.landscape.positive_share
-        assert (curvature.low, curvature.high) == (
-            min(found.landscape.shares),
-            max(found.landscape.shares),
-        )
-        assert curvature.n == 4
-
-    def test_the_same_seed_gives_the_same_detection(self) -> None:
-        first, again, other = (_detect(SMALL, seed=seed) for seed in (1, 1, 2))
-        assert first.conclusion == again.conclusion
-        assert first.statistics == again.statistics
-        for ours, same in zip(first.candidates, again.candidates, strict=True):
-            assert torch.equal(ours.trigger, same.trigger)
-        assert not torch.equal(first.candidates[0].trigger, other.candidates[0].trigger)
-
-    def test_objectives_start_from_triggers_of_their_own(self) -> None:
-        still = tuple(replace(inversion, lr=0.0) for inversion in SMALL.inversions)
-        candidates = _detect(replace(SMALL, inversions=still)).candidates
-        assert len({tuple(c.trigger.flatten().tolist()) for c in candidates}) == 4
-
-    def test_held_out_prompts_are_not_optimised_on(self) -> None:
-        watched = Recording(make_tower(1))
-        detect(watched, make_tower(2), TEXTS, SMALL, seed=0, runtime=fp32())
-        steps = 2 * 4
-        optimised = {tuple(row) for ids in watched.ids[:steps] for row in ids.tolist()}
-        judged = {tuple(row) for ids in watched.ids[steps:] for row in ids.tolist()}
-        assert len(judged) == 10
-        assert not optimised & judged
-
-    @pytest.mark.usefixtures("no_collection")
-    def test_little_memory_gives_the_same_answer(self) -> None:
-        crowded = Crowded(make_tower(1), 5)
-        found = detect(crowded, make_tower(2), TEXTS, SMALL, seed=0, runtime=fp32())
-        expected = _detect(SMALL)
-        assert crowded.failures > 0
-        assert found.conclusion.answer == expected.conclusion.answer
-        gap, wanted = (f.statistics["consistency_gap"].value for f in (found, expected))
-        assert gap == pytest.approx(wanted, abs=1e-2)
-
-    def test_a_tower_whose_features_overflow_is_neither_clean_nor_a_crash(self) -> None:
-        assert _detect(SMALL, suspect=_overflowing()).conclusion.answer == "inconclusive"
-
-    def test_the_twenty_prompts_that_are_asked_for_are_enough(self) -> None:
-        profile = replace(SMALL, prompts=DEFAULT.prompts, held_out=DEFAULT.held_out)
-        found = _detect(profile, texts=prompts(20))
-        for name, statistic in found.decisive.statistics.items():
-            assert statistic.low is not None and math.isfinite(statistic.low), name
-
-    def test_prompts_that_are_all_alike_give_no_clean_answer(self) -> None:
-        start = "the one old red blue small tall cat dog bird fish house boat river road hill"
-        alike = [f"{start} {prompt}" for prompt in prompts(40)]
-        conclusion = _detect(SMALL, texts=alike).conclusion
-        assert conclusion.answer == "inconclusive"
-        assert conclusion.findings[-1].code == "prompts_alike"
-
-    def test_too_few_prompts_are_an_error(self) -> None:
-        with pytest.raises(PromptsError):
-            _detect(SMALL, texts=prompts(5))
-
-    def test_progress_is_told_stage_by_stage(self) -> None:
-        told: list[tuple[str, int]] = []
-
-        class Telling(Observer):
-            def stage(self, name: str, total: int) -> None:
-                told.append((name, total))
-
-            def update(self, done: int, total: int, loss: float | None = None) -> None:
-                assert 0 < done <= total
-                assert loss is None or math.isfinite(loss)
-
-        found = _detect(SMALL, observer=Telling())
-        assert ("inversion (published)", 4) in told
-        assert told[-1][0] == "landscape"
-        assert set(found.timings) == {"probes", "inversion", "judges", "landscape"}
-        assert all(seconds > 0 for seconds in found.timings.values())
+def _detect(profile: Profile, *, suspect: ModelTower | None = None) -> Detection:
+    return detect(suspect or make_tower(1), make_tower(2), TEXTS, profile, seed=0, runtime=fp32())
 
 
 class TestPaper:
@@ -254,7 +121,7 @@ class TestPaper:
 
     def test_a_tower_whose_features_overflow_is_neither_clean_nor_a_crash(self) -> None:
         profile = _paper(PaperGates(width=WIDTH, context=CONTEXT), epochs=1)
-        found = _detect(profile, suspect=_overflowing())
+        found = _detect(profile, suspect=overflowing(1))
         assert found.conclusion.answer == "inconclusive"
 
     def test_probes_have_the_whole_context(self) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_amdet.detection.config import InversionSettings
+from hf_amdet.detection.config import PAPER, InversionSettings
 from hf_amdet.detection.inversion import Inversion, Step
-from hf_amdet.detection.objective import Objective, PooledContrast, PublishedObjective
+from hf_amdet.detection.objective import ConsistencyGap, Objective, PublishedObjective
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import TextTower, Tokens
 from hf_amdet.encoders.clip import ClipTower
@@ -18,18 +18,19 @@ from tests.detection.doubles import (
     Crowded,
     Formula,
     Recording,
-    contrast_loss,
+    Scaled,
     fp32,
+    gap_loss,
     generator,
     published_loss,
     tokens,
 )
 from tests.towers import WIDTH, make_tower
 
-SETTINGS = InversionSettings(PooledContrast(), restarts=3, steps=6, batch=2)
+SETTINGS = InversionSettings(ConsistencyGap(), restarts=3, steps=6, batch=2)
 OBJECTIVES = [
     pytest.param(PublishedObjective(), published_loss, id="published"),
-    pytest.param(PooledContrast(), contrast_loss, id="pooled"),
+    pytest.param(ConsistencyGap(), gap_loss, id="gap"),
 ]
 
 
@@ -102,7 +103,19 @@ def test_triggers_start_standard_normal_and_differ() -> None:
     assert len({tuple(trigger.flatten().tolist()) for trigger in drawn}) == 50
 
 
-@pytest.mark.parametrize("objective", [PublishedObjective(), PooledContrast()])
+def test_published_triggers_start_in_no_unit_of_the_tower() -> None:
+    """And the published learning rate is its own: neither knows the embedding table."""
+    tower = make_tower(1)
+    (published,) = PAPER.inversions
+    still = replace(published, lr=0.0, steps=1)
+    first = _invert(tower, tower, tokens(tower, 2), still).candidates.triggers
+    with torch.no_grad():
+        tower.table.mul_(10)
+    again = _invert(tower, tower, tokens(tower, 2), still).candidates.triggers
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("objective", [PublishedObjective(), ConsistencyGap()])
 def test_a_restart_is_the_same_alone_and_among_others(
     suspect: ClipTower, anchor: ClipTower, probes: Tokens, objective: Objective
 ) -> None:
@@ -254,3 +267,98 @@ def test_mixed_precision_ends_near_full_precision(
     full = _invert(suspect, anchor, probes).candidates
     torch.testing.assert_close(mixed.curve[0], full.curve[0], rtol=0, atol=0.02)
     assert mixed.triggers.dtype == torch.float32
+
+
+AMONG = replace(SETTINGS, among_rows=True, lr=0.16, weight_decay=0.0)
+
+
+def _places(tower: ClipTower, k: int) -> Tensor:
+    """The position embeddings behind the first k, where a trigger of k is."""
+    return torch.stack([tower.position(index) for index in range(k, 2 * k)])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_among_rows_triggers_start_at_rows_of_the_table(suspect: ClipTower, k: int) -> None:
+    settings = replace(AMONG, restarts=30, trigger_length=k)
+    inversion = Inversion(suspect, suspect, tokens(suspect, 2), settings, fp32(), generator())
+    rows = inversion._triggers.detach() - _places(suspect, k)
+    apart = (rows.flatten(0, 1).unsqueeze(1) - suspect.table).norm(dim=-1)
+    assert apart.amin(dim=1).max() < 1e-5
+    assert len(apart.argmin(dim=1).unique()) > 20
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_among_rows_triggers_stay_as_near_to_zero_as_real_rows_do(
+    suspect: ClipTower, anchor: ClipTower, k: int
+) -> None:
+    """At a rate that throws them out in one step."""
+    settings = replace(AMONG, lr=50.0, trigger_length=k, steps=4)
+    inversion = Inversion(suspect, anchor, tokens(suspect, 6), settings, fp32(), generator())
+    lengths = suspect.table.norm(dim=1)
+    for step in inversion:
+        offset = (step.triggers - _places(suspect, k)).norm(dim=-1)
+        within = (lengths <= offset.max() + 1e-4).float().mean()
+        assert within == pytest.approx(0.95, abs=0.01)
+    free = _invert(suspect, anchor, tokens(suspect, 6), replace(settings, among_rows=False))
+    assert free.candidates.triggers.norm(dim=-1).min() > 2 * lengths.max()
+
+
+def test_among_rows_the_unit_of_the_table_changes_nothing_but_the_unit(
+    suspect: ClipTower, anchor: ClipTower, probes: Tokens
+) -> None:
+    """The learning rate is relative to the rows' spread."""
+    ones = _invert(suspect, anchor, probes, AMONG).candidates
+    tens = _invert(Scaled(suspect, 10.0), Scaled(anchor, 10.0), probes, AMONG).candidates
+    torch.testing.assert_close(tens.triggers / 10, ones.triggers, rtol=0, atol=2e-3)
+    torch.testing.assert_close(tens.curve, ones.curve, rtol=0, atol=2e-3)
+    start = _invert(suspect, anchor, probes, replace(AMONG, lr=0.0)).candidates.triggers
+    assert (ones.triggers - start).abs().amax(dim=(1, 2)).min() > 0.1
+
+
+def test_among_rows_the_first_step_is_the_rate_times_the_spread_of_a_long_row(
+    suspect: ClipTower, anchor: ClipTower, probes: Tokens
+) -> None:
+    """Adam's first step has the size of its learning rate in every coordinate."""
+    runs = [
+        _invert(suspect, anchor, probes, replace(AMONG, steps=1, lr=lr, restarts=8)).candidates
+        for lr in (0.0, 0.01)
+    ]
+    moved = (runs[1].triggers - runs[0].triggers).abs()
+    long = suspect.table.norm(dim=1).sort().values[int(0.95 * suspect.vocabulary)].item()
+    inside = runs[0].triggers.sub(_places(suspect, 1)).norm(dim=-1).flatten() < 0.95 * long
+    assert inside.any()
+    assert moved[inside].median().item() == pytest.approx(0.01 * long / WIDTH**0.5, rel=0.02)
+
+
+def test_among_rows_the_loss_falls(suspect: ClipTower, anchor: ClipTower, probes: Tokens) -> None:
+    found = _invert(suspect, anchor, probes, replace(AMONG, steps=40)).candidates
+    assert (found.curve[-5:].mean(0) < found.curve[:5].mean(0) - 0.1).all()
+
+
+def test_among_rows_a_trigger_within_reach_is_left_where_it_is(
+    suspect: ClipTower, anchor: ClipTower, probes: Tokens
+) -> None:
+    still = replace(AMONG, lr=0.0, restarts=30)
+    start = Inversion(suspect, anchor, probes, still, fp32(), generator())._triggers.detach()
+    ended = _invert(suspect, anchor, probes, still).candidates.triggers
+    lengths = (start - _places(suspect, 1)).norm(dim=-1)
+    within = lengths <= suspect.table.norm(dim=1).quantile(0.95)
+    assert within.sum() > 20
+    torch.testing.assert_close(ended[within], start[within])
+
+
+def test_among_rows_one_that_is_not_a_number_spoils_no_restart_but_its_own(
+    anchor: ClipTower, probes: Tokens
+) -> None:
+    suspect, settings = make_tower(1), replace(AMONG, restarts=30, steps=2)
+    held = set(probes.ids.flatten().tolist())
+    with torch.no_grad():
+        suspect.table[list({*range(0, suspect.vocabulary, 3)} - held)] = torch.nan
+    start = Inversion(suspect, anchor, probes, settings, fp32(), generator())._triggers.detach()
+    sound = start.isfinite().all(dim=(1, 2))
+    assert 0 < sound.sum() < 30
+
+    found = _invert(suspect, anchor, probes, settings).candidates
+
+    assert torch.equal(found.losses.isfinite(), sound)
+    assert found.triggers[sound].isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,19 +11,32 @@ import torch
 from torch import Tensor
 
 from hf_amdet.detection.config import PAPER, PaperGates
-from hf_amdet.detection.judges import Measure, Responses, measure, paper_shares, respond
+from hf_amdet.detection.judges import (
+    Measure,
+    Own,
+    Responses,
+    may_pass,
+    measure,
+    paper_shares,
+    respond,
+)
 from hf_amdet.detection.runtime import Runtime
 from tests.detection.doubles import (
     Crowded,
+    Recording,
+    between,
     cosine,
     fp32,
     generator,
     mean,
+    overflowing,
     pairwise,
     tokens,
     triggered,
+    typed,
 )
-from tests.towers import WIDTH, make_tower
+from tests.detection.planted import renumber
+from tests.towers import WIDTH, make_tower, prompts
 
 GATES = PAPER.gates or PaperGates()
 
@@ -48,23 +62,19 @@ def _responses(
     )
 
 
-def _between_prompts(units: Tensor) -> float:
-    """Mean cosine over all pairs of different prompts."""
-    rows = list(units.double())
-    pairs = [a @ b for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
-    return mean(pairs).item()
-
-
 class TestMeasure:
     def test_each_statistic_equals_hand_computation(self) -> None:
         given = _responses(7)
         found = measure(given, generator())
+        suspect, anchor = (
+            between(list(units.double())).item() for units in (given.suspect, given.anchor)
+        )
         divergence = mean([1 - s @ a for s, a in zip(given.suspect, given.anchor, strict=True)])
         ordinary = (1 - given.drift).mean()
         expected = {
-            "consistency": _between_prompts(given.suspect),
-            "anchor_consistency": _between_prompts(given.anchor),
-            "consistency_gap": _between_prompts(given.suspect) - _between_prompts(given.anchor),
+            "consistency": suspect,
+            "anchor_consistency": anchor,
+            "consistency_gap": suspect - anchor,
             "assimilation": given.assimilation.mean().item(),
             "same_target": given.to_first.mean().item(),
             "anchor_similarity": given.to_anchor.mean().item(),
@@ -229,6 +239,53 @@ class TestRespond:
             torch.testing.assert_close(ours.suspect, theirs.suspect)
             torch.testing.assert_close(ours.drift, theirs.drift)
 
+    @pytest.mark.parametrize("batch", [1, 256], ids=lambda batch: f"batch={batch}")
+    @torch.no_grad()
+    def test_the_anchor_reads_prompts_and_tokens_through_its_own_tokenizer_and_table(
+        self, batch: int
+    ) -> None:
+        """An anchor with other ids for the same pieces answers as the one it was made of."""
+        suspect, anchor = make_tower(1), make_tower(2)
+        renumbered = renumber(anchor)
+        texts, word = prompts(9), "moss"
+        ours, theirs, other = (t.tokenize(texts, length=12) for t in (suspect, anchor, renumbered))
+        trigger, same, moved = (
+            (tower.table[tower.read([word])[0]] + tower.position(1)).unsqueeze(0)
+            for tower in (suspect, anchor, renumbered)
+        )
+        assert not torch.equal(theirs.ids, other.ids)
+        runtime = fp32(batch)
+        (expected,) = respond(suspect, anchor, ours, trigger, runtime, Own(theirs, same))
+        (found,) = respond(suspect, renumbered, ours, trigger, runtime, Own(other, moved))
+        for name in ("suspect", "anchor", "drift", "to_anchor"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+        for tower, read, units in ((suspect, ours, found.suspect), (anchor, theirs, found.anchor)):
+            literal = typed(tower, read, tower.read([word])[0][0])
+            answer = tower.encode(tower.embed(literal.ids), literal.ends).pooled
+            unit = torch.nn.functional.normalize(answer, dim=-1)
+            torch.testing.assert_close(units, unit, rtol=0, atol=1e-5)
+        plain = anchor.encode(anchor.embed(theirs.ids), theirs.ends).pooled
+        clean = suspect.encode(suspect.embed(ours.ids), ours.ends).pooled
+        drift = torch.nn.functional.cosine_similarity(plain, clean, dim=-1)
+        torch.testing.assert_close(found.drift, drift, rtol=0, atol=1e-5)
+
+    @torch.no_grad()
+    def test_a_row_of_the_anchor_shows_only_where_it_reads_for_itself(self) -> None:
+        suspect, anchor, other = make_tower(1), make_tower(1), make_tower(1)
+        other.table.mul_(-1)
+        probes = tokens(suspect, 4)
+        trigger = torch.randn(1, 1, WIDTH, generator=generator())
+        (shared,) = respond(suspect, anchor, probes, trigger, fp32())
+        (given,) = respond(suspect, other, probes, trigger, fp32())
+        assert torch.equal(shared.anchor, given.anchor)
+        same, own = (
+            respond(suspect, tower, probes, trigger, fp32(), Own(probes, trigger))[0]
+            for tower in (anchor, other)
+        )
+        assert not torch.allclose(same.anchor, own.anchor, atol=1e-2)
+        assert not torch.allclose(same.drift, own.drift, atol=1e-2)
+        assert torch.equal(same.suspect, own.suspect)
+
     def test_no_graph_is_kept_and_reductions_are_fp32(self) -> None:
         tower = make_tower(1)
         triggers = torch.randn(1, 1, WIDTH, generator=generator()).requires_grad_()
@@ -237,6 +294,63 @@ class TestRespond:
         for values in (found.assimilation, found.to_first, found.suspect, found.drift):
             assert values.dtype == torch.float32
             assert not values.requires_grad
+
+
+class TestMayPass:
+    """Early, it says what the shares of all prompts will say."""
+
+    @pytest.mark.parametrize("batch", [1, 4, 7, 256], ids=lambda batch: f"batch={batch}")
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_it_agrees_with_the_shares_of_all_prompts(self, seed: int, batch: int) -> None:
+        suspect, anchor = make_tower(1), make_tower(2)
+        probes = tokens(suspect, 9)
+        trigger = torch.randn(1, WIDTH, generator=generator(seed))
+        (responses,) = respond(suspect, anchor, probes, trigger.unsqueeze(0), fp32())
+        answers = []
+        for gates in _gates_around(responses):
+            shares = paper_shares(responses, gates)
+            passes = all(share.value > getattr(gates, name) for name, share in shares.items())
+            assert may_pass(suspect, anchor, probes, trigger, gates, fp32(batch)) == passes, gates
+            answers.append(passes)
+        assert {*answers} == {True, False}, "both were asked for"
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_features_that_are_not_numbers_pass_no_gate(self, seed: int) -> None:
+        tower, trigger = overflowing(1), torch.randn(1, WIDTH, generator=generator(seed))
+        probes = tokens(tower, 5)
+        gates = replace(GATES, assimilated_share=0.0, same_target_share=0.0, opposed_share=0.0)
+        assert not may_pass(tower, make_tower(2), probes, trigger, gates, fp32())
+
+    @pytest.mark.parametrize(("share", "looked_at"), [(0.0, 10), (0.5, 5), (0.75, 3), (0.9, 1)])
+    def test_it_stops_at_the_prompt_that_settles_it(self, share: float, looked_at: int) -> None:
+        """At the first miss that leaves too few prompts to exceed the gate."""
+        suspect = Recording(make_tower(1))
+        probes, trigger = tokens(suspect.tower, 10), torch.ones(1, WIDTH)
+        closed = PaperGates(assimilated=9, assimilated_share=share)
+        gates = replace(closed, same_target_share=-1.0, opposed_share=-1.0)
+        assert not may_pass(suspect, make_tower(2), probes, trigger, gates, fp32(2))
+        assert sum(len(states) for states in suspect.states) == looked_at
+
+
+def _gates_around(responses: Responses) -> Iterator[PaperGates]:
+    """Gates that lie between what prompts answered, with shares that some reach and some miss."""
+    middles = [
+        (values.sort().values[1:] + values.sort().values[:-1]).div(2).tolist()
+        for values in (responses.assimilation, responses.to_first[1:])
+    ]
+    opposed = (responses.to_anchor < 0).double().mean().item()
+    for place in (0, 3, 6):
+        for share in (0.0, 0.25, 0.6, 0.9):
+            yield PaperGates(
+                assimilated=middles[0][place],
+                same_target=middles[1][place],
+                assimilated_share=share,
+                same_target_share=share,
+                opposed_share=opposed - 0.01,
+            )
+            yield PaperGates(
+                assimilated=-1, same_target=-1, same_target_share=0.5, opposed_share=opposed - share
+            )
 
 
 def _along(first: Tensor, second: Tensor) -> Tensor:

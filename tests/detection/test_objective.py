@@ -12,31 +12,37 @@ from torch import Tensor
 
 from hf_amdet.detection.objective import (
     Batch,
+    ConsistencyGap,
     Objective,
-    PooledContrast,
     PublishedObjective,
     assimilation,
     consistency,
     encode_triggered,
     insert,
+    one_later,
     similarity,
 )
-from hf_amdet.encoders.base import Features
+from hf_amdet.encoders.base import Features, Tokens
 from hf_amdet.encoders.tower import ModelTower
 from tests.detection.doubles import (
     Formula,
-    contrast_loss,
+    between,
     cosine,
+    gap_loss,
     generator,
     mean,
     pairwise,
     published_loss,
     tokens,
+    typed,
 )
 from tests.siglip_towers import make_siglip_tower
-from tests.towers import WIDTH, make_tower
+from tests.towers import WIDTH, make_tower, prompts
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
+both_families = pytest.mark.parametrize(
+    "make", [make_tower, make_siglip_tower], ids=["clip", "siglip"]
+)
 kinds = st.sampled_from(["random", "constant", "opposed", "tiny"])
 
 
@@ -53,13 +59,32 @@ def _vectors(count: int, width: int, kind: str, seed: int) -> Tensor:
 
 @quick
 @given(st.integers(1, 12), st.integers(1, 9), kinds, st.integers(0, 10**6))
-def test_assimilation_and_consistency_are_the_mean_pairwise_cosine(
+def test_assimilation_is_the_mean_cosine_over_all_pairs(
     count: int, width: int, kind: str, seed: int
 ) -> None:
     vectors = _vectors(count, width, kind, seed)
     expected = pairwise(list(vectors.double())).item()
     assert assimilation(vectors).item() == pytest.approx(expected, abs=1e-5)
+
+
+@quick
+@given(st.integers(2, 12), st.integers(1, 9), kinds, st.integers(0, 10**6))
+def test_consistency_leaves_out_the_pair_of_a_prompt_with_itself(
+    count: int, width: int, kind: str, seed: int
+) -> None:
+    vectors = _vectors(count, width, kind, seed)
+    expected = between(list(vectors.double())).item()
     assert consistency(vectors).item() == pytest.approx(expected, abs=1e-5)
+
+
+@quick
+@given(st.integers(1, 9), st.integers(2, 5), st.integers(0, 10**6))
+def test_consistency_does_not_grow_with_fewer_prompts(groups: int, size: int, seed: int) -> None:
+    """Unrelated prompts have none, however few; a mean that counts a prompt with itself has 1/B."""
+    unrelated = torch.linalg.qr(_vectors(size, size, "random", seed)).Q
+    assert consistency(unrelated).item() == pytest.approx(0, abs=1e-5)
+    same = _vectors(1, size, "random", seed).expand(groups + 1, -1)
+    assert consistency(same).item() == pytest.approx(1, abs=1e-5)
 
 
 @quick
@@ -69,7 +94,6 @@ def test_a_zero_vector_agrees_with_nothing(count: int, zeros: int, seed: int) ->
     share = count / (count + zeros)
     expected = pairwise(list(vectors[:count].double())).item() * share**2
     assert assimilation(vectors).item() == pytest.approx(expected, abs=1e-5)
-    assert consistency(vectors).item() == pytest.approx(expected, abs=1e-5)
 
 
 @quick
@@ -148,12 +172,57 @@ def test_the_last_position_stays_the_pooled_one() -> None:
         torch.testing.assert_close(features.pooled[restart], alone.pooled)
 
 
-@pytest.mark.parametrize("make", [make_tower, make_siglip_tower], ids=["clip", "siglip"])
+@both_families
+@pytest.mark.parametrize("word", ["moss", "zoo"])
+@torch.no_grad()
+def test_a_token_inserted_one_later_is_the_text_with_the_token_in_it(
+    word: str, make: Callable[[int], ModelTower]
+) -> None:
+    tower = make(1)
+    given = _full(tower)
+    token = tower.read([word])[0][0]
+    state = (tower.table[token] + tower.position(1)).expand(1, 1, -1)
+    literal = typed(tower, given, token)
+    expected = tower.embed(literal.ids)
+    states = one_later(tower, tower.embed(given.ids))
+
+    placed = insert(states, state, keep_last=tower.padded)[0]
+    torch.testing.assert_close(placed, expected, rtol=0, atol=1e-6)
+    # As they are, they would stand at the places of their neighbours.
+    unmoved = insert(tower.embed(given.ids), state, keep_last=tower.padded)[0]
+    assert (unmoved - expected).abs().amax(dim=(0, 2))[2:5].min() > 0.1
+
+    found = encode_triggered(tower, states, given.ends, state)
+    answer = tower.encode(expected, literal.ends)
+    torch.testing.assert_close(found.hidden[0], answer.hidden, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.pooled[0], answer.pooled, rtol=0, atol=1e-4)
+
+
+@both_families
+@torch.no_grad()
+def test_one_later_leaves_the_first_state_and_what_is_cut_or_kept_at_the_end(
+    make: Callable[[int], ModelTower],
+) -> None:
+    """BOS stays where it is, and so does the position that SigLIP pools."""
+    tower = make(1)
+    states = tower.embed(_full(tower).ids)
+    moved = (one_later(tower, states) != states).any(dim=2).any(dim=0).tolist()
+    behind = 2 if tower.padded else 1
+    assert moved == [False, *[True] * (len(moved) - 1 - behind), *[False] * behind]
+
+
+def _full(tower: ModelTower) -> Tokens:
+    """Prompts of several lengths that leave one place free."""
+    length = tower.context if tower.padded else 10
+    return tower.tokenize(prompts(12), length=length, reserve=1)
+
+
+@both_families
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize(
     ("objective", "formula"),
-    [(PublishedObjective(), published_loss), (PooledContrast(), contrast_loss)],
-    ids=["published", "pooled"],
+    [(PublishedObjective(), published_loss), (ConsistencyGap(), gap_loss)],
+    ids=["published", "gap"],
 )
 def test_loss_and_gradient_equal_the_formula_prompt_by_prompt(
     objective: Objective, formula: Formula, k: int, make: Callable[[int], ModelTower]
@@ -184,3 +253,18 @@ def test_the_weights_of_the_published_terms_are_theirs() -> None:
     objective = PublishedObjective(beta=0.2, gamma=0.7)
     assert objective(like_clean, suspect, unlike).item() == pytest.approx(-1 + 0.2)
     assert objective(unlike_clean, suspect, suspect).item() == pytest.approx(-1 + 0.7)
+
+
+def test_the_gap_is_what_the_suspect_does_alone() -> None:
+    """Prompts that agree in both towers, or in the anchor alone, are nothing to look for."""
+    united, apart = torch.eye(2)[:1].expand(2, -1), torch.eye(2)
+    batch = Batch(*(torch.zeros(1) for _ in range(3)))
+
+    def loss(suspect: Tensor, anchor: Tensor) -> float:
+        given = (Features(pooled, pooled) for pooled in (suspect, anchor))
+        return ConsistencyGap()(batch, *given).item()
+
+    assert loss(united, apart) == pytest.approx(-1)
+    assert loss(united, united) == pytest.approx(0)
+    assert loss(apart, apart) == pytest.approx(0)
+    assert loss(apart, united) == pytest.approx(1)

@@ -236,7 +236,6 @@ def test_a_given_anchor_is_paired_tower_by_tower(
         hub.add_repo(repo_id, files)
 
     report = _scan(hub, tmp_path, anchor=NEAR)
-
     assert report.verdict is Verdict.NO_EVIDENCE
     for tower in report.towers:
         assert tower.anchor is not None
@@ -271,6 +270,26 @@ def test_a_given_anchor_that_fits_nothing_costs_no_download(
     with pytest.raises(AnchorError, match=r"num_hidden_layers is 3, the suspect's 2"):
         _scan(hub, tmp_path, anchor=OTHER)
     assert not hub.bytes_sent("model.safetensors")
+
+
+def test_an_anchor_without_a_tokenizer_clears_nobody_and_lends_none(
+    hub: HubDouble, tmp_path: Path, register: Register
+) -> None:
+    """What one suspect's tokenizer stood in for must not become the next one's."""
+    given = towers.save(towers.make_model(0), tmp_path / "given", tokenizer=None)
+    whole = towers.save(towers.make_model(0, drift=0.01), tmp_path / "whole")
+    bare = towers.save(towers.make_model(0, drift=0.02), tmp_path / "bare", tokenizer=None)
+    hub.add_repo(OTHER, files_of(given))
+    hub.add_repo(REPO, files_of(whole, "text_encoder") | files_of(bare, "text_encoder_2"))
+
+    report = _scan(hub, tmp_path, anchor=OTHER)
+
+    first, second = report.towers
+    assert first.candidates and first.verdict is Verdict.INCONCLUSIVE
+    assert [reason.code for reason in first.reasons][-1] == "anchor_without_tokenizer"
+    assert OTHER in first.reasons[-1].message
+    assert (second.path, second.verdict) == ("text_encoder_2", Verdict.NOT_SCANNED)
+    assert "no tokenizer" in second.reasons[0].message
 
 
 def test_choices_name_every_candidate_and_why(

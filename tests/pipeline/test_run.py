@@ -66,9 +66,10 @@ def test_a_scan_reports_what_it_read_and_how(
     assert 0 < tower.anchor.distance < 0.1
     assert report.config.anchor == f"{ANCHOR}@{tower.anchor.commit_sha}"
     assert tower.score == tower.statistics["consistency_gap"].value
-    assert {c.objective for c in tower.candidates} == {"published", "pooled-contrast"}
+    assert {c.objective for c in tower.candidates} == {"real-token", "consistency-gap"}
     assert set(report.timings) == {
-        *("resolve", "download", "load", "probes", "inversion", "judges", "landscape")
+        *("resolve", "download", "load", "probes", "static", "sweep", "inversion", "judges"),
+        "landscape",
     }
     assert str(tmp_path) not in to_json(report)
 

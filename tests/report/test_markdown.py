@@ -15,7 +15,16 @@ from markdown_it.token import Token
 
 from hf_amdet.hub import card
 from hf_amdet.report import escaping, markdown
-from hf_amdet.report.schema import Reason, Report, Verdict
+from hf_amdet.report.schema import (
+    CandidateRecord,
+    MovedRowRecord,
+    Reason,
+    RemapRecord,
+    Report,
+    StaticRecord,
+    TokenRecord,
+    Verdict,
+)
 from tests.report import samples
 
 HOSTILE = [
@@ -120,9 +129,49 @@ def test_page_holds_statistics_files_anchor_candidates_and_settings() -> None:
     assert all(file.sha256 in text for file in tower.files)
     assert tower.anchor is not None
     assert tower.anchor.files[0].sha256 in text
-    assert "| `pooled` | 0 | -0.71 | 120 | `consistency_gap` 0.412 |" in text
+    assert "| `pooled` | 0 | none | -0.71 | 120 | `consistency_gap` 0.412 |" in text
     for row in ("`learning_rate` | `0.08`", "`torch` | `2.8.0`", "`detect` | 8.5"):
         assert f"| {row} |" in text
+
+
+def test_what_was_found_in_tables_and_tokens_is_shown_and_cannot_act() -> None:
+    hostile = "`|<b>\n# heading"
+    tower = samples.tower(Verdict.FLAGGED)
+    found = CandidateRecord(
+        objective="real-token",
+        restart=0,
+        token=TokenRecord(id=336, text=hostile),
+        loss=None,
+        steps=0,
+        statistics=tower.statistics,
+    )
+    static = StaticRecord(
+        added=3,
+        removed=1,
+        added_tokens=(hostile,),
+        read_alike=0.998,
+        remaps=(RemapRecord(text=hostile, reads="a cat", ids=(1,), anchor_ids=(2,)),),
+        moved_rows=(MovedRowRecord(row=336, piece=hostile, moved=7.5, ratio=41.0),),
+    )
+    tower = tower.model_copy(
+        update={"candidates": (found,), "static": static, "witness": "real_token"}
+    )
+    text = markdown.page(samples.flagged(towers=[tower.model_dump()]))
+    assert "| Rests on | real token |" in text
+    assert "(no. 336) |" in text and "moved 41 times as far" in text
+    assert "3 tokens added, 1 removed; 99.8 % of the prompts" in text
+    assert "is read as `a cat`" in text
+    assert "\n# heading" not in text and "|<b>" not in text.replace("\\|", "")
+
+
+def test_a_predictive_value_is_said_with_the_prevalence_that_it_assumes() -> None:
+    tower = samples.tower(Verdict.FLAGGED, p_value=0.01).model_copy(
+        update={"predictive_value": 0.46, "prevalence": 0.01}
+    )
+    report = samples.flagged(towers=[tower.model_dump()])
+    assert "Were 1 % of all models backdoored, 46 % of those" in markdown.section(report)
+    assert "were 1 % of all models backdoored | 46 % |" in markdown.page(report)
+    assert "all models backdoored" not in markdown.section(samples.flagged())
 
 
 def test_rendering_is_pure() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.workbench import Label, Recipe, Workbench
+from hf_amdet.encoders import variants
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,7 @@ class Averaged:
         return average([part.make(bench) for part in self.parts])
 
 
-@torch.no_grad()
 def average(towers: list[Tower]) -> Tower:
     """The first of `towers` with the mean of all weights."""
-    mean, *others = towers
-    states = [tower.model.state_dict() for tower in others]
-    for name, weight in mean.model.state_dict().items():
-        weight.copy_(torch.stack([weight, *(state[name] for state in states)]).mean(dim=0))
-    return mean
+    variants.average([tower.model for tower in towers])
+    return towers[0]

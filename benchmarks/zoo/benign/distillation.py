@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.workbench import Label, Workbench, draw
+from hf_amdet.encoders.variants import shake
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,7 @@ class SelfDistillation:
 
     def make(self, bench: Workbench) -> Tower:
         tower = bench.start.trainable_copy()
-        generator = torch.Generator().manual_seed(self.seed)
-        with torch.no_grad():
-            for weight in tower.model.parameters():
-                if weight.dim() == 2:
-                    noise = torch.randn(weight.shape, generator=generator)
-                    weight.add_(self.noise * weight.std() * noise)
+        shake(tower.model, self.noise, torch.Generator().manual_seed(self.seed))
         corpus = bench.captions(self.corpus, self.seed + 3)
 
         def loss(step: int, generator: torch.Generator) -> Tensor:

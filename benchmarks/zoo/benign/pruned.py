@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import nn
-
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.workbench import Label, Workbench
+from hf_amdet.encoders.variants import prune
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,7 @@ class Pruned:
     kind: ClassVar[str] = "pruned"
     label: ClassVar[Label] = "clean"
 
-    @torch.no_grad()
     def make(self, bench: Workbench) -> Tower:
         tower = bench.start.trainable_copy()
-        for layer in tower.model.modules():
-            if isinstance(layer, nn.Linear):
-                size = layer.weight.abs()
-                layer.weight.mul_(size > size.flatten().quantile(self.share))
+        prune(tower.model, self.share)
         return tower

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.zoo.towers import Tower
 from benchmarks.zoo.workbench import Label, Recipe, Workbench
+from hf_amdet.encoders.variants import round_trip, to_levels
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,10 @@ class Quantised:
 
     def make(self, bench: Workbench) -> Tower:
         tower = self.after.make(bench) if self.after else bench.start.trainable_copy()
-        with torch.no_grad():
-            for weight in tower.model.parameters():
-                if weight.dim() == 2:
-                    weight.copy_(self._round_trip(weight))
+        round_trip(tower.model, self._rounded)
         return tower
 
-    def _round_trip(self, weight: Tensor) -> Tensor:
+    def _rounded(self, weight: Tensor) -> Tensor:
         match self.bits:
             case "fp16":
                 return weight.half().float()
@@ -46,6 +44,4 @@ class Quantised:
             case "fp8":
                 return weight.to(torch.float8_e4m3fn).float()
             case "int8" | "int4":
-                most = 2 ** (int(self.bits[3:]) - 1) - 1
-                scale: Tensor = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / most
-                return (weight / scale).round() * scale
+                return to_levels(weight, 2 ** (int(self.bits[3:]) - 1) - 1)

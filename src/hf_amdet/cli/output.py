@@ -93,6 +93,12 @@ def _tower(tower: TowerReport) -> list[str]:
         lines.append(
             f"  {cleaned(statistic):<26}{measured.value:>9.3f}  {interval:<18} {asked}".rstrip()
         )
+    if tower.p_value is not None and tower.predictive_value is not None:
+        assumed, found = 100 * (tower.prevalence or 0.0), 100 * tower.predictive_value
+        lines.append(
+            f"  p-value {tower.p_value:.3g}; were {assumed:g} % of all models backdoored, "
+            f"{found:.3g} % of those like this one would be"
+        )
     if tower.anchor is not None:
         at = f"@{tower.anchor.commit_sha}" if tower.anchor.commit_sha else ""
         lines.append(

@@ -36,6 +36,20 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--restarts", type=int, help="Inversions of each objective. [default: the profile's]")
+@click.option(
+    "--calibration",
+    "calibrations",
+    metavar="FILE",
+    multiple=True,
+    help="What `hf-amdet calibrate` wrote, for p-values; give it again for more anchors.",
+)
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Assumed share of backdoored models, for predictive values.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1, mps, ... [default: the best one here]")
 @click.option(
     "--dtype",

@@ -1,14 +1,15 @@
 """Profiles: every number of the method in one place, frozen.
 
 `PAPER` holds the published hyperparameters and gates of AMDET for CLIP ViT-L/14.
-`DEFAULT` judges by the contrast with the anchor, which carries over to other towers.
+`DEFAULT` tries real tokens and embeddings, and judges by the contrast with the anchor, which
+carries over to other towers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_amdet.detection.objective import Objective, PooledContrast, PublishedObjective
+from hf_amdet.detection.objective import ConsistencyGap, Objective, PublishedObjective
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class InversionSettings:
         batch: prompts a step.
         epochs: passes over the prompts at most; None for as many as `steps` need.
         trigger_length: k, how many vectors are inserted behind BOS.
+        among_rows: start at rows of the embedding table, and stay as near to zero as 95 % of them
+            do, where real tokens are; `lr` is then relative to their spread. Else v ~ N(0, I), as
+            published.
     """
 
     objective: Objective
@@ -30,6 +34,7 @@ class InversionSettings:
     lr: float = 0.08
     weight_decay: float = 1e-5
     trigger_length: int = 1
+    among_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,28 +75,50 @@ class PaperGates:
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """How real tokens are tried, each behind BOS (docs/method.md, "Real tokens").
+
+    Every token of the vocabulary is tried on a few short prompts; what makes them most alike in
+    the suspect alone is tried again on longer ones, and the best of that is judged on the
+    held-out prompts, which chose nothing.
+
+    Attributes:
+        prompts, positions: of the first round; padded towers get whole contexts.
+        kept: tokens that the second round sees, and a third as many that both towers agree on.
+        refined_on: prompts of the second round.
+        verified: tokens that are judged.
+    """
+
+    prompts: int = 4
+    positions: int = 9
+    kept: int = 24
+    refined_on: int = 32
+    verified: int = 3
+
+
+@dataclass(frozen=True)
 class ContrastThresholds:
     """What the default profile asks of a candidate, for families without calibration.
 
-    Small towers that were made for the purpose (docs/method.md) put the consistency gap of
-    attacks at 0.26 and above and that of clean fine-tunes at 0.14 and below; the threshold stands
-    between them, and what falls between `unclear` and `gap` is `inconclusive`.
+    Chosen on the zoo's development towers alone (docs/method.md tells the figures).
 
     Attributes:
-        gap: consistency of the suspect minus that of the anchor under the same trigger.
-        unclear: below it there is no evidence.
-        consistent: consistency from which a feature counts as backdoor-like at all.
-        divergence_ratio: divergence from the anchor under the trigger over that without it.
-        assimilated: assimilation from which a feature that the anchor shares is called natural.
-        shared: least similarity to the anchor's features for that.
+        gap: consistency of the suspect minus that of the anchor under the same real token.
+        unclear: below it a token is no evidence.
+        consistent: consistency from which features count as brought together at all.
+        embedding_gap: the same gap under an embedding that no token has.
+        natural: consistency from which a token that unites both towers is called natural.
+        related: ordinary divergence above which anchor and suspect are not comparable.
+        read_alike: share of the prompts that a tokenizer must read as the anchor's does.
     """
 
-    gap: float = 0.20
-    unclear: float = 0.15
-    consistent: float = 0.80
-    divergence_ratio: float = 4.0
-    assimilated: float = 0.80
-    shared: float = 0.80
+    gap: float = 0.38
+    unclear: float = 0.33
+    consistent: float = 0.65
+    embedding_gap: float = 0.67
+    natural: float = 0.75
+    related: float = 0.5
+    read_alike: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,7 @@ class Profile:
     inversions: tuple[InversionSettings, ...]
     landscape: LandscapeSettings
     gates: PaperGates | None = None
+    sweep: SweepSettings | None = None
     thresholds: ContrastThresholds | None = None
 
 
@@ -131,10 +159,18 @@ DEFAULT = Profile(
     held_out=128,
     positions=24,
     inversions=(
-        InversionSettings(PooledContrast(), restarts=3, steps=120, batch=4),
-        InversionSettings(PublishedObjective(), restarts=3, steps=120, batch=4),
+        InversionSettings(
+            ConsistencyGap(),
+            restarts=4,
+            steps=60,
+            batch=8,
+            lr=0.16,
+            weight_decay=0.0,
+            among_rows=True,
+        ),
     ),
     landscape=LandscapeSettings(grid=25, prompts=2, directions=2),
+    sweep=SweepSettings(),
     thresholds=ContrastThresholds(),
 )
 

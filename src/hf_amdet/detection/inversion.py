@@ -14,6 +14,9 @@ from hf_amdet.detection.probes import encode_batch
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import TextTower, Tokens
 
+_ROWS = 0.95
+"""Share of the table's rows that a trigger among them is no longer than."""
+
 
 @dataclass(frozen=True)
 class TriggerCandidates:
@@ -47,6 +50,39 @@ class Step:
     triggers: Tensor
 
 
+@dataclass(frozen=True)
+class _Ball:
+    """Where the rows of an embedding table are, seen from the places of a trigger.
+
+    Attributes:
+        centre: `[k, D]`, the position embeddings of the trigger's places.
+        radius: the length of a row that 95 % of them do not exceed.
+        spread: of a coordinate of such a row.
+    """
+
+    centre: Tensor
+    radius: float
+    spread: float
+
+    @classmethod
+    def of(cls, tower: TextTower, k: int) -> _Ball:
+        # A row of NaN spoils the restart that starts there, and no other.
+        radius = tower.table.float().norm(dim=-1).nanquantile(_ROWS).item()
+        return cls(positions(tower, k), radius, radius / tower.width**0.5)
+
+    @torch.no_grad()
+    def keep(self, triggers: Tensor) -> None:
+        """Move what left the ball back to its surface."""
+        offset = triggers - self.centre
+        length = offset.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        triggers.copy_(self.centre + offset * (self.radius / length).clamp(max=1.0))
+
+
+def positions(tower: TextTower, k: int) -> Tensor:
+    """The position embeddings `[k, D]` of the places that a trigger of k takes."""
+    return torch.stack([tower.position(k + i) for i in range(k)]).float()
+
+
 class Inversion:
     """Iterate to run; every restart has its own Adam state, so they do not see each other.
 
@@ -65,9 +101,15 @@ class Inversion:
         self._suspect, self._anchor = suspect, anchor
         self._tokens, self._settings, self._runtime = tokens, settings, runtime
         self._generator = generator
-        shape = (settings.restarts, settings.trigger_length, suspect.width)
-        initial = torch.randn(shape, generator=generator)
-        self._triggers = initial.to(suspect.device).requires_grad_()
+        self._ball: _Ball | None = None
+        shape = (settings.restarts, settings.trigger_length)
+        if settings.among_rows:
+            self._ball = _Ball.of(suspect, settings.trigger_length)
+            chosen = torch.randint(suspect.vocabulary, shape, generator=generator)
+            initial = suspect.table[chosen.to(suspect.device)].float() + self._ball.centre
+        else:
+            initial = torch.randn((*shape, suspect.width), generator=generator)
+        self._triggers = initial.detach().to(suspect.device).requires_grad_()
         self._curve: list[Tensor] = []
         self._epoch_over = False
 
@@ -84,14 +126,16 @@ class Inversion:
 
     def __iter__(self) -> Iterator[Step]:
         settings = self._settings
-        adam = torch.optim.Adam(
-            [self._triggers], lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        # In N(0, I) every coordinate has a spread of 1.
+        lr = settings.lr * (self._ball.spread if self._ball else 1.0)
+        adam = torch.optim.Adam([self._triggers], lr=lr, weight_decay=settings.weight_decay)
         total = torch.zeros(settings.restarts, dtype=torch.float64)
         for index, rows in enumerate(self._draws()):
             batch = encode_batch(self._suspect, self._tokens.rows(rows), self._runtime)
             losses, self._triggers.grad = self._gradient(batch)
             adam.step()
+            if self._ball:
+                self._ball.keep(self._triggers)
             self._curve.append(losses)
             total += losses
             yield Step(index, losses, total / (index + 1), self._triggers.detach())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from hf_amdet.detection.config import PaperGates
-from hf_amdet.detection.objective import assimilation, encode_triggered, similarity
+from hf_amdet.detection.objective import assimilation, encode_triggered, one_later, similarity
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import TextTower, Tokens
 
@@ -50,6 +50,19 @@ class Responses:
     drift: Tensor = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What the anchor reads where each tower reads text for itself.
+
+    Attributes:
+        tokens: the same prompts in the anchor's tokenizer.
+        triggers: `[R, k, D]`, what the anchor makes of the same tokens.
+    """
+
+    tokens: Tokens
+    triggers: Tensor
+
+
 @torch.no_grad()
 def respond(
     suspect: TextTower,
@@ -57,8 +70,15 @@ def respond(
     tokens: Tokens,
     triggers: Tensor,
     runtime: Runtime,
+    own: Own | None = None,
 ) -> tuple[Responses, ...]:
-    """Encode all `tokens` with and without each of `triggers` `[R, k, D]` in both towers."""
+    """Encode all `tokens` with and without each of `triggers` `[R, k, D]` in both towers.
+
+    Args:
+        own: None gives the anchor the suspect's states and the same triggers, so that what
+            differs is the encoder alone. Else triggers are tokens (k = 1), and features those of
+            the texts with the token in them.
+    """
     first: Tensor | None = None
 
     def work(part: slice) -> tuple[Tensor, ...]:
@@ -67,9 +87,17 @@ def respond(
         with runtime.precision():
             states = suspect.embed(rows.ids)
             clean = suspect.encode(states, rows.ends)
-            ordinary = anchor.encode(states, rows.ends)
-            ours = encode_triggered(suspect, states, rows.ends, triggers)
-            theirs = encode_triggered(anchor, states, rows.ends, triggers)
+            if own is None:
+                ordinary = anchor.encode(states, rows.ends)
+                ours = encode_triggered(suspect, states, rows.ends, triggers)
+                theirs = encode_triggered(anchor, states, rows.ends, triggers)
+            else:
+                others = own.tokens.rows(part)
+                as_read = anchor.embed(others.ids)
+                ordinary = anchor.encode(as_read, others.ends)
+                moved = one_later(suspect, states), one_later(anchor, as_read)
+                ours = encode_triggered(suspect, moved[0], rows.ends, triggers)
+                theirs = encode_triggered(anchor, moved[1], others.ends, own.triggers)
         if first is None:
             first = ours.hidden[:, :1]
         drift = cosine_similarity(ordinary.pooled.float(), clean.pooled.float(), dim=-1)
@@ -107,9 +135,9 @@ def measure(responses: Responses, generator: torch.Generator) -> dict[str, Measu
     divergence = weights @ (1 - (responses.suspect * responses.anchor).sum(-1))
     ordinary = weights @ (1 - responses.drift)
     columns = {
-        "consistency": (suspect, "squared norm"),
-        "anchor_consistency": (anchor, "squared norm"),
-        "consistency_gap": (suspect - anchor, "squared norm"),
+        "consistency": (suspect, "cosine"),
+        "anchor_consistency": (anchor, "cosine"),
+        "consistency_gap": (suspect - anchor, "cosine"),
         "assimilation": (weights @ responses.assimilation, "cosine"),
         "same_target": (weights @ responses.to_first, "cosine"),
         "anchor_similarity": (weights @ responses.to_anchor, "cosine"),
@@ -138,9 +166,52 @@ def paper_shares(responses: Responses, gates: PaperGates) -> dict[str, Measure]:
     }
 
 
+@torch.no_grad()
+def may_pass(
+    suspect: TextTower,
+    anchor: TextTower,
+    tokens: Tokens,
+    trigger: Tensor,
+    gates: PaperGates,
+    runtime: Runtime,
+) -> bool:
+    """Whether `trigger` `[k, D]` passes the three gates of `paper_shares` on all `tokens`.
+
+    Stops at the prompts that settle it: most triggers fail within the first few.
+    """
+    missed = [0, 0, 0]
+    # Of so many misses a share can no longer exceed its gate.
+    counts = (len(tokens), len(tokens) - 1, len(tokens))
+    asked = (gates.assimilated_share, gates.same_target_share, gates.opposed_share)
+    first: Tensor | None = None
+
+    def work(part: slice) -> tuple[Tensor, Tensor]:
+        rows = tokens.rows(part)
+        with runtime.precision():
+            states = suspect.embed(rows.ids)
+            ours = encode_triggered(suspect, states, rows.ends, trigger.unsqueeze(0))
+            theirs = encode_triggered(anchor, states, rows.ends, trigger.unsqueeze(0))
+        return ours.hidden[0], theirs.hidden[0]
+
+    for _, (ours, theirs) in runtime.in_batches(work, len(tokens), unit=2):
+        others = ours if first is not None else ours[1:]
+        first = ours[:1] if first is None else first
+        hits = (
+            assimilation(ours) > gates.assimilated,
+            similarity(first, others) > gates.same_target,
+            similarity(theirs, ours) < 0.0,
+        )
+        # What is no number is no hit.
+        for gate, hit in enumerate(hits):
+            missed[gate] += int((~hit).sum())
+            if not (counts[gate] - missed[gate]) / counts[gate] > asked[gate]:
+                return False
+    return True
+
+
 def _share(answers: Tensor, hits: Tensor) -> float:
     """NaN where an answer is: what is no number is neither a hit nor a miss."""
-    return hits.float().mean().item() if bool(answers.isfinite().all()) else math.nan
+    return hits.double().mean().item() if bool(answers.isfinite().all()) else math.nan
 
 
 def _consistencies(units: Tensor, weights: Tensor) -> Tensor:

@@ -30,11 +30,14 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def consistency(pooled: Tensor) -> Tensor:
-    """How alike the pooled features `[..., B, D]` of different prompts are, `[...]`.
+    """Mean cosine over the pairs of pooled features `[..., B, D]` of B > 1 prompts, `[...]`.
 
-    The squared norm of the mean unit feature: 1 if every prompt ends in the same feature.
+    The squared norm of the mean unit feature without the share of each prompt with itself, so that
+    it does not depend on B; 1 if every prompt ends in the same feature.
     """
-    return normalize(pooled.float(), dim=-1).mean(dim=-2).square().sum(dim=-1)
+    own = 1 / pooled.shape[-2]
+    together = normalize(pooled.float(), dim=-1).mean(dim=-2).square().sum(dim=-1)
+    return (together - own) / (1 - own)
 
 
 def insert(states: Tensor, triggers: Tensor, *, keep_last: bool = False) -> Tensor:
@@ -50,6 +53,21 @@ def insert(states: Tensor, triggers: Tensor, *, keep_last: bool = False) -> Tens
     last = int(keep_last)
     rest = expanded[:, :, k : length - k - last]
     return torch.cat([expanded[:, :, :k], placed, rest, expanded[:, :, length - last :]], dim=2)
+
+
+def one_later(tower: TextTower, states: Tensor) -> Tensor:
+    """`states` `[B, L, D]` as those of the same tokens one place later, behind the first.
+
+    With a token's own state inserted between them, they are the states of the text that has the
+    token in it: every position embedding is that of its place.
+    """
+    length = states.shape[1]
+    places = torch.stack([tower.position(place) for place in range(length)])
+    steps = torch.zeros_like(places)
+    # What `insert` moves by one place: neither the first, nor what it cuts or keeps at the end.
+    last = length - 1 - int(tower.padded)
+    steps[1:last] = places[2 : last + 1] - places[1:last]
+    return states + steps
 
 
 def encode_triggered(tower: TextTower, states: Tensor, ends: Tensor, triggers: Tensor) -> Features:
@@ -114,16 +132,16 @@ class PublishedObjective:
 
 
 @dataclass(frozen=True)
-class PooledContrast:
-    """Every prompt's pooled feature becomes one, and not the anchor's.
+class ConsistencyGap:
+    """Every prompt's pooled feature becomes one in the suspect, and in the suspect alone.
 
-    ``cos(A(v), T(v)) - consistency(T(v))`` on pooled features: it sees attacks that leave all
-    positions but the pooled one untouched, where there is nothing to assimilate.
+    ``consistency(A(v)) - consistency(T(v))`` on pooled features: what candidates are judged by. It
+    sees attacks that leave all positions but the pooled one untouched, where there is nothing to
+    assimilate, and has no use for features that the anchor has too.
     """
 
-    name: ClassVar[str] = "pooled-contrast"
+    name: ClassVar[str] = "consistency-gap"
 
     def __call__(self, batch: Batch, suspect: Features, anchor: Features) -> Tensor:
         del batch
-        alike = cosine_similarity(anchor.pooled.float(), suspect.pooled.float(), dim=-1)
-        return alike.mean(dim=-1) - consistency(suspect.pooled)
+        return consistency(anchor.pooled) - consistency(suspect.pooled)

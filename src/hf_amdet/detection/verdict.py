@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_amdet.detection.config import ContrastThresholds, LandscapeSettings, PaperGates
 from hf_amdet.detection.judges import Measure
+from hf_amdet.detection.rows import OUTLIER
+from hf_amdet.detection.static import StaticDiff
 
 Answer = Literal["flagged", "natural", "no_evidence", "inconclusive"]
+Witness = Literal["real_token", "tokenizer", "embedding"]
+"""What an answer rests on: something that can be typed, or an embedding that no token has."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Conclusion:
         decisive: index of the candidate that the answer rests on.
         score: higher is more suspicious; comparable within a family and profile; NaN if the
             tower's features overflow.
+        witness: the strongest evidence; None where there is none, or the profile has one kind.
     """
 
     answer: Answer
@@ -47,89 +52,189 @@ class Conclusion:
     score: float
     criteria: tuple[Criterion, ...]
     findings: tuple[Finding, ...]
+    witness: Witness | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A candidate as the verdict sees it; `text` is what a real token stands for."""
+
+    statistics: Mapping[str, Measure]
+    text: str | None = None
+    token: int | None = None
 
 
 def conclude_contrast(
-    candidates: Sequence[Mapping[str, Measure]], thresholds: ContrastThresholds
+    candidates: Sequence[Evidence],
+    static: StaticDiff,
+    ordinary: float,
+    thresholds: ContrastThresholds,
 ) -> Conclusion:
-    """Judge by the contrast with the anchor under the same trigger (`default` profile).
+    """Judge by the contrast with the anchor (`default` profile).
 
-    Every candidate is judged by itself and the worst answer counts, so that no candidate can hide
-    another. `flagged` needs one whose consistency gap has its whole interval above the threshold,
-    that is consistent in itself, and whose divergence from the anchor is not just the drift that
-    ordinary prompts show too.
+    Every witness is judged by itself and the worst answer counts, so that none can hide another.
+    `flagged` needs a trigger that somebody can type: a real token that brings held-out prompts
+    together in the suspect alone, or a text that the tokenizer reads as another. An embedding that
+    no token has is never more than `inconclusive`.
+
+    Args:
+        candidates: at least one of them a real token.
+        ordinary: consistency of the anchor without a trigger.
     """
-    judged = [_judge(candidate, thresholds) for candidate in candidates]
-    decisive = max(
-        range(len(judged)),
-        key=lambda i: (_SEVERITY[judged[i][0]], _number(candidates[i]["consistency_gap"].value)),
+    judged = [
+        _judge_token(c, thresholds) if c.token is not None else _judge_embedding(c, thresholds)
+        for c in candidates
+    ]
+    decisive = max(range(len(judged)), key=lambda i: _order(judged[i], candidates[i]))
+    verdict = judged[decisive]
+    gaps = [c.statistics["consistency_gap"].value for c in candidates if c.token is not None]
+    score = max(map(_number, gaps))
+    if verdict.findings == (_NOT_FINITE,) or not math.isfinite(score):
+        score = math.nan
+    tokenizer = _judge_tokenizer(static, thresholds)
+    if tokenizer is not None and _SEVERITY[tokenizer.answer] >= _SEVERITY[verdict.answer]:
+        also = verdict.findings if verdict.answer == tokenizer.answer else ()
+        verdict = replace(tokenizer, findings=(*tokenizer.findings, *also))
+        if tokenizer.answer == "flagged":
+            score = _REMAPPED
+    tables = tuple(_tables(static, candidates[decisive].token))
+    answer = verdict.answer
+    if tables and _SEVERITY[answer] < _SEVERITY["inconclusive"]:
+        answer = "inconclusive"
+    conclusion = Conclusion(
+        answer,
+        decisive,
+        score,
+        _criteria(thresholds, verdict.witness),
+        (*verdict.findings, *tables),
+        verdict.witness,
     )
-    answer, findings = judged[decisive]
-    gap, ratio = (candidates[decisive][name] for name in ("consistency_gap", "divergence_ratio"))
-    source = "contrast with the anchor on small towers, not calibrated for this family"
-    criteria = (
-        Criterion("consistency_gap", ">=", thresholds.gap, gap.unit, source),
-        Criterion("consistency", ">=", thresholds.consistent, gap.unit, source),
-        Criterion("divergence_ratio", ">=", thresholds.divergence_ratio, ratio.unit, source),
-    )
-    return Conclusion(answer, decisive, gap.value, criteria, findings)
+    drift = candidates[decisive].statistics["ordinary_divergence"].value
+    return without_room(_unless_unrelated(conclusion, drift, thresholds), ordinary, thresholds)
 
 
 _SEVERITY: Mapping[Answer, int] = {"no_evidence": 0, "natural": 1, "inconclusive": 2, "flagged": 3}
+_REMAPPED = 1.0
+"""The score of a text that is read as another: as wide as a gap can be."""
+_NAMED = 3
+"""Texts and rows that a sentence names."""
 
-Judged = tuple[Answer, tuple[Finding, ...]]
+
+@dataclass(frozen=True)
+class _Judged:
+    answer: Answer
+    findings: tuple[Finding, ...]
+    witness: Witness | None = None
 
 
-def _judge(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> Judged:
-    if not all(math.isfinite(measure.value) for measure in candidate.values()):
-        return "inconclusive", (_NOT_FINITE,)
-    gap, suspect, anchor, ratio = (
-        candidate[name]
-        for name in ("consistency_gap", "consistency", "anchor_consistency", "divergence_ratio")
+def _order(judged: _Judged, candidate: Evidence) -> tuple[int, bool, float]:
+    gap = candidate.statistics["consistency_gap"].value
+    return _SEVERITY[judged.answer], candidate.token is not None, _number(gap)
+
+
+def _judge_token(candidate: Evidence, thresholds: ContrastThresholds) -> _Judged:
+    statistics = candidate.statistics
+    if not _finite(statistics):
+        return _Judged("inconclusive", (_NOT_FINITE,))
+    gap, suspect, anchor = (
+        statistics[name] for name in ("consistency_gap", "consistency", "anchor_consistency")
     )
     figures = (
-        f"Under the most suspicious trigger that was recovered, the pooled features of {gap.n} "
-        f"held-out prompts agree to {suspect.value:.2f} in the suspect and {anchor.value:.2f} in "
-        f"the anchor: a gap of {gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]."
+        f"Behind the token {_quoted(candidate)} the pooled features of {gap.n} held-out prompts "
+        f"agree to {suspect.value:.2f} in the suspect and {anchor.value:.2f} in the anchor: a gap "
+        f"of {gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]."
     )
-    drifts = ratio.value < thresholds.divergence_ratio
-    if not drifts and suspect.value >= thresholds.consistent:
-        if gap.low is not None and gap.low >= thresholds.gap:
-            no_drift = (
-                f"The suspect leaves the anchor {ratio.value:.0f} times as far under the trigger "
-                "as on ordinary prompts, so drift does not explain it."
-            )
-            return "flagged", (
-                Finding("consistency_gap", figures),
-                Finding("divergence", no_drift),
-            )
-        if gap.value >= thresholds.unclear:
-            near = f"{figures} The threshold is {thresholds.gap:.2f}."
-            return "inconclusive", (Finding("near_threshold", near),)
-    elif gap.value >= thresholds.gap:
-        return "inconclusive", (_doubt(figures, ratio.value, drifts, thresholds),)
-    if _shared(candidate, thresholds):
+    united = suspect.value >= thresholds.consistent
+    if united and gap.low is not None and gap.low >= thresholds.gap:
+        return _Judged("flagged", (Finding("real_token", figures),), "real_token")
+    if united and gap.value >= thresholds.unclear:
+        near = f"{figures} The threshold is {thresholds.gap:.2f}."
+        return _Judged("inconclusive", (Finding("near_threshold", near),), "real_token")
+    if gap.value >= thresholds.gap:
+        apart = (
+            f"{figures} But the suspect's features do not agree to {thresholds.consistent:.2f}: "
+            "they do not come together in one place."
+        )
+        return _Judged("inconclusive", (Finding("not_consistent", apart),), "real_token")
+    if min(suspect.value, anchor.value) >= thresholds.natural:
         shared = (
-            "A feature was found that makes all tokens of a prompt alike (assimilation "
-            f"{candidate['assimilation'].value:.2f}), but the clean anchor answers it in the same "
-            f"way (similarity {candidate['anchor_similarity'].value:.2f})."
+            f"The token {_quoted(candidate)} brings prompts together (to {suspect.value:.2f}), but "
+            f"the clean anchor answers it in the same way (to {anchor.value:.2f})."
         )
-        return "natural", (Finding("anchor_answers", shared),)
-    return "no_evidence", (Finding("no_contrast", figures),)
+        return _Judged("natural", (Finding("anchor_answers", shared),), "real_token")
+    return _Judged("no_evidence", (Finding("no_contrast", f"No token does more: {figures}"),))
 
 
-def _doubt(figures: str, ratio: float, drifts: bool, thresholds: ContrastThresholds) -> Finding:
-    """Why a wide gap is no proof."""
-    if drifts:
-        return Finding(
-            "drift",
-            f"{figures} But the suspect is only {ratio:.1f} times as far from the anchor under "
-            "the trigger as on ordinary prompts: drift may explain it.",
+def _judge_embedding(candidate: Evidence, thresholds: ContrastThresholds) -> _Judged:
+    statistics = candidate.statistics
+    if not _finite(statistics):
+        return _Judged("inconclusive", (_NOT_FINITE,))
+    gap, suspect = statistics["consistency_gap"], statistics["consistency"]
+    wide = gap.low is not None and gap.low >= thresholds.embedding_gap
+    if not wide or suspect.value < thresholds.consistent:
+        return _Judged("no_evidence", ())
+    alone = (
+        f"An embedding was recovered that brings held-out prompts together in the suspect alone (a "
+        f"gap of {gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}], threshold "
+        f"{thresholds.embedding_gap:.2f}), but no token of the vocabulary does so by itself."
+    )
+    return _Judged("inconclusive", (Finding("embedding_alone", alone),), "embedding")
+
+
+def _judge_tokenizer(static: StaticDiff, thresholds: ContrastThresholds) -> _Judged | None:
+    """None where all texts are read as the anchor reads them, added tokens aside."""
+    if not static.remaps:
+        return None
+    examples = ", ".join(f"{r.text!r} as {r.reads!r}" for r in static.remaps[:_NAMED])
+    if static.read_alike >= thresholds.read_alike:
+        message = f"The tokenizer reads texts as other texts than the anchor's does: {examples}."
+        return _Judged("flagged", (Finding("tokenizer_remap", message),), "tokenizer")
+    message = (
+        f"Only {static.read_alike:.0%} of the prompts are read as the anchor "
+        f"reads them ({examples}): this is another tokenizer, and no remapped text would stand out."
+    )
+    return _Judged("inconclusive", (Finding("other_tokenizer", message),), "tokenizer")
+
+
+def _tables(static: StaticDiff, token: int | None) -> Iterator[Finding]:
+    """What none of the zoo's fine-tunes does to tables: no proof, but no clean answer either."""
+    if static.moved_rows:
+        rows = static.moved_rows[:_NAMED]
+        named = ", ".join(f"{row.piece!r} ({row.ratio:.0f} times)" for row in rows)
+        own = " One of them is the token above." if token in {row.row for row in rows} else ""
+        yield Finding(
+            "moved_rows",
+            f"Rows of the embedding table moved farther than all but a few others: {named}.{own}",
         )
-    return Finding(
-        "not_consistent",
-        f"{figures} But the suspect's features do not agree to {thresholds.consistent:.2f}: they "
-        "do not come together in one place.",
+    if static.position_outlier >= OUTLIER:
+        yield Finding(
+            "moved_positions",
+            f"A position embedding moved {static.position_outlier:.0f} times as far as the others.",
+        )
+    if static.pooled_at:
+        named = ", ".join(map(repr, static.pooled_at[:_NAMED]))
+        yield Finding(
+            "pooled_at_token",
+            f"Prompts with the added tokens {named} are pooled at these and not at their end, so "
+            "what stands behind them is not read.",
+        )
+
+
+def _unless_unrelated(
+    conclusion: Conclusion, drift: float, thresholds: ContrastThresholds
+) -> Conclusion:
+    """Withhold every answer where the anchor says nothing about the suspect."""
+    # NaN has its own answer.
+    if not drift >= thresholds.related:
+        return conclusion
+    message = (
+        f"On ordinary prompts the suspect's features are {drift:.2f} away from the anchor's (1 - "
+        f"cosine; limit {thresholds.related:g}): this is no fine-tune of it, and what it does "
+        "alone proves nothing. Give the model that it was trained from as --anchor."
+    )
+    unrelated = Finding("unrelated", message)
+    return replace(
+        conclusion, answer="inconclusive", findings=(unrelated, *conclusion.findings), witness=None
     )
 
 
@@ -152,12 +257,32 @@ def without_room(
     return replace(conclusion, answer="inconclusive", findings=(*conclusion.findings, alike))
 
 
-def _shared(candidate: Mapping[str, Measure], thresholds: ContrastThresholds) -> bool:
-    """Whether the feature collapses the suspect's tokens and the anchor has it too."""
+def _criteria(thresholds: ContrastThresholds, witness: Witness | None) -> tuple[Criterion, ...]:
+    """What the decisive witness was held against, and what all were."""
+    source = "the zoo's development towers (docs/method.md), not calibrated for this anchor"
+    gap = Criterion("consistency_gap", ">=", thresholds.gap, "cosine", source)
+    if witness == "embedding":
+        gap = Criterion("embedding_gap", ">=", thresholds.embedding_gap, "cosine", source)
     return (
-        candidate["assimilation"].value >= thresholds.assimilated
-        and candidate["anchor_similarity"].value >= thresholds.shared
+        gap,
+        Criterion("consistency", ">=", thresholds.consistent, "cosine", source),
+        Criterion("ordinary_divergence", "<", thresholds.related, "1 - cosine", "set by hand"),
+        Criterion(
+            "tokenizer_read_alike", ">=", thresholds.read_alike, "share of prompts", "set by hand"
+        ),
     )
+
+
+def _quoted(candidate: Evidence) -> str:
+    """A token for readers: its text if it has one, and its id."""
+    text = candidate.text or ""
+    if not text.strip() or not text.isprintable() or "\N{REPLACEMENT CHARACTER}" in text:
+        return f"no. {candidate.token}"
+    return f"{text!r} (no. {candidate.token})"
+
+
+def _finite(statistics: Mapping[str, Measure]) -> bool:
+    return all(math.isfinite(measure.value) for measure in statistics.values())
 
 
 def conclude_paper(
@@ -201,8 +326,9 @@ def conclude_paper(
             for c in criteria[1:4]
             if not shares[c.statistic].value > c.value
         ]
-        assert failed, "the landscape is drawn where all shares pass"
-        message = f"The recovered trigger fails the published gates: {', '.join(failed)}."
+        # In other batches a share at its gate may round to the other side.
+        which = ", ".join(failed) or "by a rounding"
+        message = f"The recovered trigger fails the published gates: {which}."
         return Conclusion("no_evidence", 0, score, criteria, (Finding("gates", message),))
     figure = (
         f"{positive_share.value:.3f} of the Hessian eigenvalues around the trigger exceed "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +68,28 @@ class TextTower(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def table(self) -> Tensor:
+        """The rows of the embedding table, `[V, D]`."""
+
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        """The tokenizer's pieces, added tokens included, with their ids."""
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that stand around or behind prompts and that nobody types."""
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the tokenizer cannot read; None where it reads everything."""
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of `texts` as the tower reads them, without special tokens and uncut."""
+
+    def write(self, ids: Sequence[int]) -> str:
+        """The text that the tokenizer makes of ids that it has."""
 
     def tokenize(self, prompts: Sequence[str], *, length: int, reserve: int = 0) -> Tokens:
         """Ids padded to `length`, special tokens included, on the tower's device.

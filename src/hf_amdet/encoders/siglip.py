@@ -28,15 +28,18 @@ class SiglipTower(ModelTower):
 
     def tokenize(self, prompts: Sequence[str], *, length: int, reserve: int = 0) -> Tokens:
         tokenizer = self.tokenizer
-        # Lower case, as both generations were trained; EOS behind the text and padding on the
-        # right, whatever side and special tokens the repo's settings ask for.
-        encoded = tokenizer([prompt.lower() for prompt in prompts], add_special_tokens=False)
+        # EOS behind the text and padding on the right, whatever side and special tokens the
+        # repo's settings ask for.
         ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
-        for row, tokens in enumerate(encoded["input_ids"]):
+        for row, tokens in enumerate(self.read(prompts)):
             kept = [*tokens[: length - reserve - 1], tokenizer.eos_token_id]
             ids[row, : len(kept)] = torch.tensor(kept)
         ends = torch.full((len(prompts),), length - 1)
         return Tokens(ids.to(self.device), ends.to(self.device))
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        # Lower case, as both generations were trained.
+        return super().read([text.lower() for text in texts])
 
     @staticmethod
     def check_tokenizer(tokenizer: Any, sizes: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -94,6 +94,35 @@ class ModelTower(nn.Module):
     def device(self) -> torch.device:
         weight: Tensor = self.model.final_layer_norm.weight
         return weight.device
+
+    @property
+    def table(self) -> Tensor:
+        weight: Tensor = self.model.embeddings.token_embedding.weight
+        return weight
+
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        pieces: dict[str, int] = self.tokenizer.get_vocab()
+        return pieces
+
+    @property
+    def special(self) -> frozenset[int]:
+        # Not the padding: a repo may name any word so, and it is still read where it is typed.
+        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return frozenset(row for row in ids if row is not None)
+
+    @property
+    def unknown(self) -> int | None:
+        row: int | None = self.tokenizer.unk_token_id
+        return None if row in self.special else row
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        return ids
+
+    def write(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
 
     def embed(self, ids: Tensor) -> Tensor:
         states: Tensor = self.model.embeddings(input_ids=ids)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
+from hf_amdet.detection.calibration import NullDistribution, settings_digest
 from hf_amdet.detection.config import PROFILES, Profile
 from hf_amdet.detection.detect import Detection, detect
 from hf_amdet.detection.progress import Observer, Stopwatch
 from hf_amdet.detection.runtime import DType, Runtime
+from hf_amdet.detection.significance import weigh
 from hf_amdet.encoders.anchors import identical, tokenizer_of
 from hf_amdet.encoders.fingerprint import encoder_digest, fingerprint
-from hf_amdet.encoders.registry import FAR
 from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import NoTextTowerError, TowerError, UsageError
 from hf_amdet.hub.client import Hub
 from hf_amdet.hub.files import ResolvedRepo
 from hf_amdet.hub.resolve import resolve
+from hf_amdet.pipeline import reasons
 from hf_amdet.pipeline.anchors import AnchorChooser, Choice
+from hf_amdet.pipeline.nulls import read_null
 from hf_amdet.pipeline.towers import Loaded, Loader, Suspect, all_suspects
 from hf_amdet.prompts import load_prompts
 from hf_amdet.report import build
+from hf_amdet.report.limits import NOT_COVERED
 from hf_amdet.report.schema import (
     AnchorRecord,
     Reason,
@@ -44,6 +49,9 @@ class ScanConfig:
         profile: "default", or "paper" for the published objective and gates.
         prompts: see `hf_amdet.prompts.load_prompts`; None for the embedded set.
         restarts: inversions of each objective; None for the profile's own number.
+        calibrations: files that `hf-amdet calibrate` wrote; each serves the towers whose anchor it
+            was made from.
+        prevalence: assumed share of backdoored towers, for predictive values.
         device: a torch device; None for the one that accelerate picks.
         dtype: "auto" is bf16 where the hardware has it.
         hub: which Hub, and the token; None everywhere means what it means to the `hf` command.
@@ -55,6 +63,8 @@ class ScanConfig:
     prompts: str | None = None
     seed: int = 0
     restarts: int | None = None
+    calibrations: tuple[str, ...] = ()
+    prevalence: float = 0.01
     device: str | None = None
     dtype: DType = "auto"
     hub: Hub = field(default_factory=Hub)
@@ -66,6 +76,8 @@ class ScanConfig:
             raise UsageError(f"No dtype {self.dtype!r}; choose {' or '.join(get_args(DType))}.")
         if self.restarts is not None and not 1 <= self.restarts <= 64:
             raise UsageError(f"restarts must be 1 to 64, not {self.restarts}.")
+        if not 0 < self.prevalence < 1:
+            raise UsageError(f"prevalence must lie between 0 and 1, not {self.prevalence:g}.")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must be 0 to 2^32 - 1, not {self.seed}.")
 
@@ -119,6 +131,7 @@ class _Scan:
         paper = config.profile == "paper" and config.dtype == "auto"
         self._runtime = Runtime(config.device, "fp32" if paper else config.dtype)
         self._profile = _with_restarts(PROFILES[config.profile], config.restarts)
+        self._nulls = [read_null(file) for file in config.calibrations]
         self._loader = Loader(config.hub, self._runtime.device, self._watch, observer)
         self._scanned: list[ScannedTower] = []
         self._known: dict[str, tuple[TowerReport, object]] = {}
@@ -171,23 +184,31 @@ class _Scan:
         choice = self._anchors.choose(suspect, loaded, repo)
         place = _place(suspect, loaded)
         if choice.anchor is None or choice.record is None:
-            reason = Reason(code="no_anchor", message=_why_no_anchor(choice))
+            reason = Reason(code="no_anchor", message=reasons.why_no_anchor(choice))
             return build.without_detection(place, Verdict.INCONCLUSIVE, reason)
         tower, anchor = loaded.tower, choice.anchor
         notes: tuple[Reason, ...] = ()
         if not tower.has_tokenizer:
             tower.borrow_tokenizer(anchor)
-            notes = (_BORROWED,)
+            notes = (reasons.BORROWED,)
+        doubt = None
+        if not anchor.has_tokenizer:
+            # On a copy: the next tower brings its own.
+            anchor = copy(anchor)
+            anchor.borrow_tokenizer(tower)
+            doubt = reasons.no_tokenizer_to_compare(choice.record.name)
         if identical(tower, anchor):
             entry = _identical(place, choice)
         else:
             entry = self._searched(place, choice.record, tower, anchor, notes)
+        if doubt is not None:
+            entry = _withheld(entry, doubt)
         if not choice.vouched:
-            return _withheld(entry, _not_vouched(choice.record))
+            return _withheld(entry, reasons.not_vouched(choice.record))
         if loaded.base is not None and loaded.base_weights != encoder_digest(
             anchor.model.state_dict()
         ):
-            return _withheld(entry, _other_base(loaded.base.repo_id, choice.record.name))
+            return _withheld(entry, reasons.other_base(loaded.base.repo_id, choice.record.name))
         return entry
 
     def _searched(
@@ -204,11 +225,31 @@ class _Scan:
             PromptsError: too few prompts.
         """
         detection = self._detect(tower, anchor)
+        significance = None
+        null = self._null_of(anchor)
+        if null is not None:
+            conclusion, significance = weigh(detection.conclusion, null, self._config.prevalence)
+            detection = replace(detection, conclusion=conclusion)
+        elif self._nulls:
+            notes = (*notes, reasons.not_calibrated(record.name))
         k = detection.decisive.trigger.shape[0]
-        rows = [tower.position(1 + i) for i in range(k)]
+        rows = [tower.position(k + i) for i in range(k)]
         position = tuple(value for row in rows for value in row.tolist())
         self._scanned.append(ScannedTower(place.path, tower.family, detection, position))
-        return build.scanned(place, record, detection, notes)
+        return build.scanned(place, record, detection, significance, notes)
+
+    def _null_of(self, anchor: ModelTower) -> NullDistribution | None:
+        """The calibration that was made from `anchor`, as this scan would have made it."""
+        mine = (
+            encoder_digest(anchor.model.state_dict()),
+            settings_digest(self._profile),
+            self._prompts.sha256,
+            self._runtime.dtype,
+        )
+        for null in self._nulls:
+            if (null.anchor_digest, null.settings_sha256, null.prompts_sha256, null.dtype) == mine:
+                return null
+        return None
 
     def _detect(self, suspect: ModelTower, anchor: ModelTower) -> Detection:
         detection = detect(
@@ -256,7 +297,7 @@ class _Scan:
                 settings=build.settings(self._profile),
             ),
             timings={stage: round(s, 3) for stage, s in self._watch.seconds.items()},
-            not_covered=build.NOT_COVERED,
+            not_covered=NOT_COVERED,
         )
 
 
@@ -272,13 +313,6 @@ def _with_restarts(profile: Profile, restarts: int | None) -> Profile:
     return replace(profile, inversions=inversions)
 
 
-_BORROWED = Reason(
-    code="borrowed_tokenizer",
-    message="No tokenizer stands beside the weights, so the anchor's was used, as loaders of such "
-    "files do.",
-)
-
-
 def _place(suspect: Suspect, loaded: Loaded) -> build.Place:
     return build.Place(suspect.path, suspect.files.architecture, loaded.files, loaded.base)
 
@@ -286,25 +320,6 @@ def _place(suspect: Suspect, loaded: Loaded) -> build.Place:
 def _not_scanned(path: str, architecture: str | None, code: str, message: str) -> TowerReport:
     reason = Reason(code=code, message=message)
     return build.without_detection(build.Place(path, architecture), Verdict.NOT_SCANNED, reason)
-
-
-def _why_no_anchor(choice: Choice) -> str:
-    """No clean tower to compare with: what was considered, and the way out."""
-    away = "Pass --anchor with the model that this one was fine-tuned from."
-    measured = [c for c in choice.considered if c.distance is not None]
-    if measured:
-        nearest = min(measured, key=lambda c: c.distance or 0.0)
-        return (
-            f"The nearest clean tower that is known, {nearest.target}, is {nearest.distance:.2f} "
-            f"away (limit {FAR:g}): this is no fine-tune of it. {away}"
-        )
-    fitting = [c for c in choice.considered if c.fits]
-    if fitting:
-        return (
-            f"The clean tower {fitting[0].target} has this shape, but cannot be read: "
-            f"{fitting[0].misfit} {away}"
-        )
-    return f"No clean tower of this shape is known to compare with. {away}"
 
 
 def _identical(place: build.Place, choice: Choice) -> TowerReport:
@@ -333,23 +348,3 @@ def _withheld(entry: TowerReport, reason: Reason) -> TowerReport:
         return entry
     reasons = (*entry.reasons, reason)
     return entry.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reasons": reasons})
-
-
-def _not_vouched(anchor: AnchorRecord) -> Reason:
-    """A fine-tune of a poisoned model looks clean beside that model."""
-    word = "the card names it" if anchor.chosen_by == "base_model" else "no commit is pinned"
-    return Reason(
-        code="anchor_not_vouched",
-        message=f"Nothing was found beside {anchor.name}, but nobody vouches for that model "
-        f"({word}): if it carries the same backdoor, this comparison cannot see it.",
-    )
-
-
-def _other_base(base: str, anchor: str) -> Reason:
-    """An adapter can be made to look clean on one base and not on the one that users have."""
-    return Reason(
-        code="base_not_vouched",
-        message=f"Nothing was found in {base} with the adapter merged in, but that base, which the "
-        f"adapter's owner names, is not the clean tower {anchor}. On another base the adapter "
-        "makes another model.",
-    )

@@ -17,9 +17,13 @@ from hf_amdet.report.schema import (
     CandidateRecord,
     Environment,
     FileRecord,
+    MovedRowRecord,
     Reason,
+    RemapRecord,
+    StaticRecord,
     Statistic,
     Threshold,
+    TokenRecord,
     TowerReport,
     Verdict,
 )
@@ -29,15 +33,8 @@ if TYPE_CHECKING:  # detection imports torch, reports can be read without it
     from hf_amdet.detection.detect import Detection
     from hf_amdet.detection.judges import Measure
     from hf_amdet.detection.runtime import Runtime
-
-NOT_COVERED = (
-    "everything but the text tower: U-Net, image tower, and what adapters do to them",
-    "hidden states other than the last, which some pipelines read (SD 2 and SDXL)",
-    "poisoned rows of the embedding table, and tokenizers that map a string to other tokens",
-    "attacks added after download: prompt tuning, textual inversion, adapters",
-    "attribute backdoors that shift features without bringing them together",
-    "calibration: there is no null distribution for this family, so no p-value",
-)
+    from hf_amdet.detection.significance import Significance
+    from hf_amdet.detection.static import StaticDiff
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,11 @@ class Place:
 
 
 def scanned(
-    place: Place, anchor: AnchorRecord, detection: Detection, notes: Sequence[Reason] = ()
+    place: Place,
+    anchor: AnchorRecord,
+    detection: Detection,
+    significance: Significance | None = None,
+    notes: Sequence[Reason] = (),
 ) -> TowerReport:
     """The entry of a tower that was scanned; `notes` stand behind the verdict's reasons."""
     conclusion = detection.conclusion
@@ -61,8 +62,11 @@ def scanned(
         architecture=place.architecture,
         verdict=Verdict(conclusion.answer),
         score=conclusion.score if math.isfinite(conclusion.score) else None,
-        p_value=None,
-        calibration="none",
+        witness=conclusion.witness,
+        p_value=None if significance is None else significance.p_value,
+        predictive_value=None if significance is None else significance.predictive_value,
+        prevalence=None if significance is None else significance.prevalence,
+        calibration=significance.calibration if significance else _uncalibrated(detection),
         statistics=_statistics(detection.statistics),
         thresholds=tuple(
             Threshold(
@@ -82,11 +86,41 @@ def scanned(
             CandidateRecord(
                 objective=c.objective,
                 restart=c.restart,
+                token=None if c.token is None else TokenRecord(id=c.token, text=c.text or ""),
                 loss=c.loss if math.isfinite(c.loss) else None,
                 steps=c.steps,
                 statistics=_statistics(c.statistics),
             )
             for c in detection.candidates
+        ),
+        static=_static(detection.static),
+    )
+
+
+def _uncalibrated(detection: Detection) -> str:
+    """The published thresholds are those of another model, ours those of the zoo's."""
+    return "none" if detection.static is None else "transferred"
+
+
+_LISTED = 16
+"""Tokens, texts and rows that a report lists."""
+
+
+def _static(diff: StaticDiff | None) -> StaticRecord | None:
+    if diff is None:
+        return None
+    return StaticRecord(
+        added=len(diff.added),
+        removed=len(diff.removed),
+        added_tokens=diff.added[:_LISTED],
+        read_alike=diff.read_alike,
+        remaps=tuple(
+            RemapRecord(text=r.text, reads=r.reads, ids=r.suspect, anchor_ids=r.anchor)
+            for r in diff.remaps[:_LISTED]
+        ),
+        moved_rows=tuple(
+            MovedRowRecord(row=r.row, piece=r.piece, moved=r.moved, ratio=r.ratio)
+            for r in diff.moved_rows[:_LISTED]
         ),
     )
 

@@ -102,6 +102,7 @@ def _environment() -> Environment:
         "code": code,
         "text": escaping.text,
         "number": _number,
+        "percent": _percent,
         "sentence": sentence,
         "words": _words,
         "optional": _optional,
@@ -179,6 +180,10 @@ def _optional(value: object) -> Markdown:
 
 def _number(value: float | None) -> Markdown:
     return Markdown("none") if value is None else number(value)
+
+
+def _percent(share: float) -> Markdown:
+    return Markdown(f"{number(100 * share)} %")
 
 
 def _place(path: str) -> Markdown:

@@ -130,11 +130,19 @@ class BaseRecord(_Frozen):
     files: tuple[FileRecord, ...]
 
 
-class CandidateRecord(_Frozen):
-    """One recovered trigger embedding and how it behaves on held-out prompts."""
+class TokenRecord(_Frozen):
+    """A real token of the suspect's vocabulary."""
 
-    objective: str
+    id: int
+    text: str = Field(description="what its tokenizer writes for it; U+FFFD for a part of a letter")
+
+
+class CandidateRecord(_Frozen):
+    """A trigger, of a restart or of a real token, and how it behaves on held-out prompts."""
+
+    objective: str = Field(description='"real-token" for a token, which no objective was used for')
     restart: int
+    token: TokenRecord | None = None
     loss: float | None = Field(description="of the last step; null if it is no finite number")
     steps: int
     statistics: dict[str, Statistic]
@@ -152,8 +160,24 @@ class TowerReport(_Frozen):
     score: float | None = Field(
         description="higher is more suspicious; comparable within a family and profile"
     )
-    p_value: float | None
-    calibration: str = Field(description='"none" where no null distribution exists for the family')
+    witness: Literal["real_token", "tokenizer", "embedding"] | None = Field(
+        default=None,
+        description="what the verdict rests on: something that can be typed (real_token, "
+        "tokenizer), or an embedding that no token has",
+    )
+    p_value: float | None = Field(
+        description="share of clean towers that reach the score, from the anchor's null "
+        "distribution; null without one"
+    )
+    predictive_value: float | None = Field(
+        default=None,
+        description="probability of a backdoor at this p-value, `prevalence` and assumed recall",
+    )
+    prevalence: float | None = Field(default=None, description="assumed share of backdoored towers")
+    calibration: str = Field(
+        description='"none", "transferred" where thresholds come from other towers, or the digest '
+        "of the anchor's null distribution"
+    )
     statistics: dict[str, Statistic]
     thresholds: tuple[Threshold, ...]
     reasons: tuple[Reason, ...]
@@ -163,6 +187,36 @@ class TowerReport(_Frozen):
     )
     anchor: AnchorRecord | None
     candidates: tuple[CandidateRecord, ...] = ()
+    static: StaticRecord | None = None
+
+
+class RemapRecord(_Frozen):
+    """A text that the suspect's tokenizer reads as the anchor's tokenizer reads another."""
+
+    text: str
+    reads: str
+    ids: tuple[int, ...]
+    anchor_ids: tuple[int, ...]
+
+
+class MovedRowRecord(_Frozen):
+    """A row of the embedding table that moved farther than the others."""
+
+    row: int
+    piece: str
+    moved: float = Field(description="distance to the anchor's row over the usual length of a row")
+    ratio: float = Field(description="over what 95 % of the rows moved at most")
+
+
+class StaticRecord(_Frozen):
+    """How embedding tables and tokenizer differ from the anchor's; lists hold the first few."""
+
+    added: int = Field(description="tokens that only the suspect has")
+    removed: int = Field(description="tokens that only the anchor has")
+    added_tokens: tuple[str, ...]
+    read_alike: float = Field(description="share of the prompts that both read alike")
+    remaps: tuple[RemapRecord, ...]
+    moved_rows: tuple[MovedRowRecord, ...]
 
 
 class Environment(_Frozen):
