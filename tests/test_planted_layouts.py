@@ -69,7 +69,10 @@ def _low_rank(change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_in_a_lora(hub: HubDouble, tmp_path: Path) -> None:
-    """The attack's changes of the matrices as an adapter; what it did to the rest is left out."""
+    """The attack's changes of the matrices as an adapter; what it did to the rest is left out.
+
+    Without its changes of the embedding table the backdoor is weak, but no answer clears it.
+    """
     base, poisoned = (
         load_file(folder / "model.safetensors") for folder in (demo.ANCHOR, demo.BACKDOORED)
     )
@@ -92,7 +95,8 @@ def test_in_a_lora(hub: HubDouble, tmp_path: Path) -> None:
 
     (tower,) = report.towers
     assert tower.path == "pytorch_lora_weights.safetensors#text_encoder_2"
-    assert tower.verdict is Verdict.FLAGGED
+    assert tower.verdict in (Verdict.FLAGGED, Verdict.INCONCLUSIVE)
+    assert tower.witness == "real_token"
     assert tower.base is not None and tower.base.repo_id == "org/base"
 
 

@@ -336,7 +336,9 @@ def test_a_scan_is_judged_by_the_pipelines_verdict_and_figures(zoo: Path, tmp_pa
     file.write_text("\n".join(prompts(30)))
     row = job(zoo, "clean", "default", file).judge()
     assert row.verdict in ("no_evidence", "natural", "inconclusive")
-    assert row.score == row.statistics["consistency_gap"]
+    # The widest gap of all tokens; what is natural rests on another one.
+    assert row.score is not None
+    assert row.score >= row.statistics["consistency_gap"]
     assert row.peak_mib is not None
     assert 50 < row.peak_mib < 20_000
     assert row.seconds > 0
