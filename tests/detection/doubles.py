@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from hf_amdet.detection.config import DEFAULT
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.encoders.base import Features, TextTower, Tokens
 from hf_amdet.encoders.tower import ModelTower
@@ -15,6 +17,16 @@ from tests.towers import make_tower, prompts
 
 Formula = Callable[[ModelTower, ModelTower, Tokens, Tensor], Tensor]
 """Suspect, anchor, prompts and one trigger `[k, D]` to its loss."""
+
+SMALL = replace(
+    DEFAULT,
+    prompts=30,
+    held_out=10,
+    positions=12,
+    inversions=tuple(replace(i, steps=4, restarts=2) for i in DEFAULT.inversions),
+    landscape=replace(DEFAULT.landscape, grid=5, prompts=2, directions=2),
+)
+"""The default profile, over soon."""
 
 OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried too much"
 

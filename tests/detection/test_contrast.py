@@ -23,6 +23,7 @@ from hf_amdet.encoders.base import TextTower, Tokens
 from hf_amdet.encoders.tower import ModelTower
 from hf_amdet.errors import PromptsError
 from tests.detection.doubles import (
+    SMALL,
     Crowded,
     Wrapped,
     between,
@@ -35,14 +36,6 @@ from tests.siglip_towers import make_siglip_tower
 from tests.towers import WIDTH, make_tower, prompts
 
 TEXTS = prompts(60, words=5)
-SMALL = replace(
-    DEFAULT,
-    prompts=30,
-    held_out=10,
-    positions=12,
-    inversions=tuple(replace(i, steps=4, restarts=2) for i in DEFAULT.inversions),
-    landscape=replace(DEFAULT.landscape, grid=5, prompts=2, directions=2),
-)
 BESIDE = {
     "ordinary_consistency",
     "embedding_gap",

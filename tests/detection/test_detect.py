@@ -9,22 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_amdet.detection.config import DEFAULT, PAPER, PaperGates, Profile
+from hf_amdet.detection.config import PAPER, PaperGates, Profile
 from hf_amdet.detection.detect import Detection, detect
 from hf_amdet.encoders.tower import ModelTower
-from tests.detection.doubles import Recording, fp32, overflowing
+from tests.detection.doubles import SMALL, Recording, fp32, overflowing
 from tests.siglip_towers import make_siglip_tower
 from tests.towers import BOS_ID, CONTEXT, EOS_ID, WIDTH, make_tower, prompts
 
 TEXTS = prompts(60)
-SMALL = replace(
-    DEFAULT,
-    prompts=30,
-    held_out=10,
-    positions=12,
-    inversions=tuple(replace(i, steps=4, restarts=2) for i in DEFAULT.inversions),
-    landscape=replace(DEFAULT.landscape, grid=5, prompts=2, directions=2),
-)
 OPEN = PaperGates(
     width=WIDTH,
     context=CONTEXT,

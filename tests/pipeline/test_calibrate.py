@@ -283,7 +283,7 @@ def test_a_calibration_is_replaced_by_a_new_one(
         (lambda a, o: calibrate(a, replace(CONFIG, anchor=a), o), UsageError, "no anchor"),
         (lambda a, o: calibrate(a, replace(CONFIG, restarts=1), o), UsageError, "restarts"),
         (lambda a, o: calibrate(a, CONFIG, o.parent / "no" / "file"), OutputError, "no folder"),
-        (lambda a, o: calibrate(a, CONFIG, o.parent), OutputError, "cannot be read"),
+        (lambda a, o: calibrate(a, CONFIG, o.parent), UsageError, "cannot be read"),
     ],
     ids=["none", "too many", "anchor", "restarts", "folder", "is a folder"],
 )

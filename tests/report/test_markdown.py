@@ -152,6 +152,8 @@ def test_what_was_found_in_tables_and_tokens_is_shown_and_cannot_act() -> None:
         read_alike=0.998,
         remaps=(RemapRecord(text=hostile, reads="a cat", ids=(1,), anchor_ids=(2,)),),
         moved_rows=(MovedRowRecord(row=336, piece=hostile, moved=7.5, ratio=41.0),),
+        token_outlier=41.0,
+        position_outlier=1.5,
     )
     tower = tower.model_copy(
         update={"candidates": (found,), "static": static, "witness": "real_token"}

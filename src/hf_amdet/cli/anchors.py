@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hf_amdet.cli.options import quiet_option, revision_option, token_option
 from hf_amdet.cli.output import cleaned
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", required=False)
-@click.option("--revision", help="Branch, tag, commit or refs/pr/N; also as TARGET@REVISION.")
+@revision_option
 @click.option(
     "--format",
     "output_format",
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="auto is human on a terminal and json in a pipe.",
 )
-@click.option("--token", help="Hub token. [default: HF_TOKEN or the login of `hf auth`]")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@token_option
+@quiet_option
 def anchors(
     target: str | None, revision: str | None, output_format: str, token: str | None, quiet: bool
 ) -> int:

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hf_amdet.cli.options import (
+    quiet_option,
+    revision_option,
+    search_options,
+    token_option,
+)
 from hf_amdet.cli.output import say
 
 if TYPE_CHECKING:
@@ -32,30 +38,10 @@ _ENOUGH = 99
     help="Clean variants that are made and scanned; the smallest p-value is 1 / (1 + towers).",
 )
 @click.option("--tower", metavar="PATH", help="Which text encoder, where ANCHOR holds several.")
-@click.option("--revision", help="Branch, tag, commit or refs/pr/N; also as ANCHOR@REVISION.")
-@click.option(
-    "--profile",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    show_default=True,
-    help="The profile that scans will use.",
-)
-@click.option(
-    "--prompts",
-    metavar="SOURCE",
-    help="Text file with a prompt a line, or org/dataset:split:column. [default: embedded set]",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ... [default: the best one here]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="auto: bf16 where the hardware has it.",
-)
-@click.option("--token", help="Hub token. [default: HF_TOKEN or the login of `hf auth`]")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages.")
+@revision_option
+@search_options
+@token_option
+@quiet_option
 def calibrate(
     anchor: str,
     output: Path,

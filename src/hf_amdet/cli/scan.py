@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hf_amdet.cli.options import (
+    quiet_option,
+    revision_option,
+    search_options,
+    token_option,
+)
 from hf_amdet.cli.output import format_option, say, show
 
 if TYPE_CHECKING:
@@ -16,25 +22,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target")
-@click.option("--revision", help="Branch, tag, commit or refs/pr/N; also as TARGET@REVISION.")
+@revision_option
 @click.option(
     "--anchor",
     metavar="TARGET",
     help="The clean model to compare with. [default: the nearest of `hf-amdet anchors`]",
 )
-@click.option(
-    "--profile",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    show_default=True,
-    help="paper: the published objective and gates.",
-)
-@click.option(
-    "--prompts",
-    metavar="SOURCE",
-    help="Text file with a prompt a line, or org/dataset:split:column. [default: embedded set]",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
+@search_options
 @click.option("--restarts", type=int, help="Inversions of each objective. [default: the profile's]")
 @click.option(
     "--calibration",
@@ -49,14 +43,6 @@ if TYPE_CHECKING:
     default=0.01,
     show_default=True,
     help="Assumed share of backdoored models, for predictive values.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ... [default: the best one here]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="auto: bf16 where the hardware has it.",
 )
 @format_option
 @click.option(
@@ -77,8 +63,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Publish `flagged` about somebody else's repo; tell the owner first.",
 )
-@click.option("--token", help="Hub token. [default: HF_TOKEN or the login of `hf auth`]")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages.")
+@token_option
+@quiet_option
 def scan(
     target: str,
     output_format: str,

@@ -18,6 +18,7 @@ from hf_amdet.detection.verdict import conclude_paper, on_foreign_tower
 
 
 def detect_published(run: Run, probes: Probes, gates: PaperGates) -> Detection:
+    """The published search; gates are checked while it runs, and end it when all are passed."""
     (settings,) = run.profile.inversions
     check = _PaperCheck(run, probes, gates)
     inversion = run.inversion(probes, settings, 100)

@@ -211,7 +211,6 @@ def _translate(error: Exception, repo_id: str, revision: str | None, hub: Hub) -
     Subclasses stand before their bases: GatedRepoError is a RepositoryNotFoundError, and many are
     both an OSError and a ValueError.
     """
-    import httpx2
     from huggingface_hub import errors as theirs
 
     url = hub.url
@@ -247,25 +246,33 @@ def _translate(error: Exception, repo_id: str, revision: str | None, hub: Hub) -
             return UsageError(
                 f"{repo_id!r} is neither a repo id such as org/model nor a local directory."
             )
+    return _from_transport(error, where, hub)
+
+
+def _from_transport(error: Exception, where: str, hub: Hub) -> AmdetError | None:
+    """Our error for one of what carries requests and files; None for any other."""
+    import httpx2
+
+    match error:
         case httpx2.LocalProtocolError() | UnicodeEncodeError():
             return UsageError(
                 "The token cannot be sent: it holds a line break or another character that no"
                 f" token has. To replace it, {_LOG_IN}."
             )
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
-            return UsageError(f"The Hub's address {url!r} is not valid. Check HF_ENDPOINT.")
+            return UsageError(f"The Hub's address {hub.url!r} is not valid. Check HF_ENDPOINT.")
         case httpx2.HTTPError() | ConnectionError() | TimeoutError():
             kind = type(error).__name__
             return HubUnavailableError(
-                f"{url} could not be reached for {where} ({kind}). {_NOTHING_READ} Check the"
+                f"{hub.url} could not be reached for {where} ({kind}). {_NOTHING_READ} Check the"
                 " connection and try again."
             )
         case OSError():
             return _from_os(error, where, hub)
         case ValueError():
             return HubUnavailableError(
-                f"{url} did not answer as a Hub does about {where}. Check HF_ENDPOINT, proxy and"
-                f" firewall. {_NOTHING_READ}"
+                f"{hub.url} did not answer as a Hub does about {where}. Check HF_ENDPOINT, proxy"
+                f" and firewall. {_NOTHING_READ}"
             )
         case RuntimeError() if type(error) is RuntimeError:  # What hf_xet raises.
             if "No space left" in str(error):

@@ -13,12 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_amdet.errors import (
-    MalformedFileError,
-    NoTextTowerError,
-    PickleOnlyError,
-    TowerError,
-)
+from hf_amdet.errors import MalformedFileError, NoTextTowerError, PickleOnlyError, TowerError
 from hf_amdet.hub.adapters import declared_base, declared_revision, is_adapter, parts_of
 from hf_amdet.hub.basemodel import base_models
 from hf_amdet.hub.checkpoints import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, find_towers

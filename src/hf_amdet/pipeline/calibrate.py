@@ -12,7 +12,6 @@ from hf_amdet.detection.calibration import (
     NullDistribution,
     NullTower,
     dump,
-    parse,
     settings_digest,
     short,
 )
@@ -25,6 +24,7 @@ from hf_amdet.encoders.variants import drift, make_variant
 from hf_amdet.errors import NoTextTowerError, OutputError, TowerError, UsageError
 from hf_amdet.hub.files import ResolvedRepo, TowerFiles
 from hf_amdet.hub.resolve import resolve
+from hf_amdet.pipeline.nulls import read_null
 from hf_amdet.pipeline.run import ScanConfig
 from hf_amdet.pipeline.towers import Loader, Suspect
 from hf_amdet.prompts import load_prompts
@@ -69,8 +69,8 @@ def calibrate(
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent}; make it, or choose another one.")
     partial = output.with_name(f"{output.name}.partial")
-    _read(output)
-    before = _read(partial)
+    _standing(output)
+    before = _standing(partial)
     run = _Calibration(target, config, tower, observer)
     null = run.empty if before is None else _continued(before, run.empty, partial)
     null = replace(null, towers=null.towers[:towers])
@@ -161,24 +161,16 @@ def _chosen(repo: ResolvedRepo, path: str | None) -> TowerFiles:
     raise UsageError(f"{repo.target} holds no text tower {path!r}; there is {paths}.")
 
 
-def _read(path: Path) -> NullDistribution | None:
+def _standing(path: Path) -> NullDistribution | None:
     """The calibration in a file; None where there is no file.
 
     Raises:
         UsageError: something else is there, which must not be written over.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} holds no calibration; choose another file.") from error
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be read: {error.strerror}; choose another file."
-        ) from error
     try:
-        return parse(text)
+        return read_null(path)
     except UsageError as error:
         raise UsageError(f"{path} is not written over; choose another file. {error}") from error
 

@@ -1,4 +1,4 @@
-"""Files of `hf-amdet calibrate`, read for a scan."""
+"""Files of `hf-amdet calibrate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hf_amdet.detection.calibration import NullDistribution, parse
 from hf_amdet.errors import UsageError
 
 
-def read_null(file: str) -> NullDistribution:
+def read_null(file: str | Path) -> NullDistribution:
     """The null distribution in `file`.
 
     Raises:

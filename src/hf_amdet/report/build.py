@@ -122,6 +122,8 @@ def _static(diff: StaticDiff | None) -> StaticRecord | None:
             MovedRowRecord(row=r.row, piece=r.piece, moved=r.moved, ratio=r.ratio)
             for r in diff.moved_rows[:_LISTED]
         ),
+        token_outlier=diff.token_outlier,
+        position_outlier=diff.position_outlier,
     )
 
 

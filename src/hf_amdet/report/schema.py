@@ -217,6 +217,8 @@ class StaticRecord(_Frozen):
     read_alike: float = Field(description="share of the prompts that both read alike")
     remaps: tuple[RemapRecord, ...]
     moved_rows: tuple[MovedRowRecord, ...]
+    token_outlier: float = Field(description="the largest ratio of a token's row")
+    position_outlier: float = Field(description="the same of a position embedding")
 
 
 class Environment(_Frozen):
