@@ -65,7 +65,8 @@ VARIANTS: Mapping[str, InversionSettings | SweepSettings] = {
     "pooled contrast, among rows": replace(_NEAR, objective=PooledContrast()),
     "consistency gap, among rows": _NEAR,
     "consistency gap, among rows, k = 3": replace(_NEAR, trigger_length=3),
-    "real tokens, 1 in the second round": SweepSettings(kept=1, verified=1),
+    "real tokens, 1 in the last round": SweepSettings(kept=1, verified=1),
+    "real tokens, all in the second round": SweepSettings(screened=1.0),
     "real tokens": SweepSettings(),
 }
 

@@ -40,7 +40,6 @@ BESIDE = {
     "ordinary_consistency",
     "embedding_gap",
     "embedding_gap_least",
-    "positive_curvature_share",
     "tokenizer_read_alike",
 }
 """Statistics that belong to the tower and not to a candidate."""
@@ -71,6 +70,16 @@ def _detect(
 def _probes(tower: TextTower, seed: int = 0) -> Probes:
     """What a detection makes of the prompts."""
     return Run(tower, tower, SMALL, fp32(), Observer(), seed).probes(TEXTS)
+
+
+def test_a_tower_that_reads_its_padding_gets_whole_contexts() -> None:
+    """In the profile's own probes; the rounds of the sweep name their length."""
+    padded, causal = make_siglip_tower(0), make_tower(0)
+    assert SMALL.positions is not None
+    for tower, length in ((padded, padded.context), (causal, SMALL.positions)):
+        run = Run(tower, tower, SMALL, fp32(), Observer(), 0)
+        assert run.probes(TEXTS).optimise.ids.shape[1] == length
+        assert run.probes(TEXTS, positions=6).optimise.ids.shape[1] == 6
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +121,26 @@ def test_a_real_token_is_what_the_suspect_makes_of_its_text(found: Detection) ->
         assert candidate.loss == -candidate.statistics["consistency_gap"].value
 
 
-def test_statistics_and_landscape_are_about_the_decisive_candidate(found: Detection) -> None:
+def test_statistics_are_about_the_decisive_candidate(found: Detection) -> None:
     assert found.decisive is found.candidates[found.conclusion.decisive]
     assert found.statistics.keys() == found.decisive.statistics.keys() | BESIDE
     for name, statistic in found.decisive.statistics.items():
         assert found.statistics[name] == statistic
+
+
+def test_the_landscape_is_drawn_where_there_is_something_to_find(
+    found: Detection, few_texts: None
+) -> None:
+    assert found.conclusion.answer == "no_evidence"
+    assert found.landscape is None and "landscape" not in found.timings
+    suspect, anchor = make_tower(2), make_tower(1)
+    found = _detect(suspect=suspect, anchor=anchor)
+    assert found.conclusion.answer == "inconclusive"
     assert found.landscape is not None
     curvature = found.statistics["positive_curvature_share"]
     assert curvature.value == found.landscape.positive_share
     shares = found.landscape.shares
     assert (curvature.low, curvature.high, curvature.n) == (min(shares), max(shares), 4)
-    suspect, anchor = make_tower(1, drift=0.1), make_tower(1)
     first = _probes(suspect).held_out.rows(slice(1))
     expected = published_loss(suspect, anchor, first, found.decisive.trigger).item()
     assert found.landscape.surfaces[0, 2, 2].item() == pytest.approx(expected, abs=1e-5)
@@ -215,6 +233,9 @@ def test_the_anchor_is_given_the_same_prompts_in_the_same_order() -> None:
     _detect(suspect=suspect, anchor=anchor)
     drawn = suspect.given[0]
     assert len(drawn) == 30
+    # But for the words of the first round.
+    for reading in (suspect, anchor):
+        reading.given = [prompts for prompts in reading.given if " " in prompts[0]]
     assert suspect.given and all(prompts == drawn for prompts in suspect.given)
     assert anchor.given and all(prompts == drawn for prompts in anchor.given)
 
@@ -245,10 +266,11 @@ def test_held_out_prompts_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(stages, "Inversion", watched_inversion)
     _detect()
     probes = _probes(make_tower(1))
-    assert len(seen) == 5, "two prompts of a pair, short and long, and those of the inversion"
+    assert len(seen) == 7, "words, short and long prompts as both read them, and the inversion's"
     held_out, others = (_words(part) for part in (probes.held_out, probes.optimise))
     assert len(held_out) == 10 and not held_out & others
-    for part in seen:
+    # What comes first are single words.
+    for part in seen[2:]:
         assert _words(part) == others
 
 
@@ -323,8 +345,9 @@ def test_progress_is_told_stage_by_stage(family: str) -> None:
         ("sweep of real tokens", tried),
         ("inversion (consistency-gap)", 4),
         ("judges (consistency-gap)", 0),
-        ("landscape", 0),
+        *([("landscape", 0)] if found.landscape else []),
     ]
-    stages_timed = {"probes", "static", "sweep", "inversion", "judges", "landscape"}
+    stages_timed = {"probes", "static", "sweep", "inversion", "judges"}
+    stages_timed |= {"landscape"} if found.landscape else set()
     assert set(found.timings) == stages_timed
     assert all(seconds > 0 for seconds in found.timings.values())

@@ -230,7 +230,7 @@ def test_loss_and_gradient_equal_the_formula_prompt_by_prompt(
     suspect, anchor = make(1), make(2)
     probes = tokens(suspect, 3)
     states = suspect.embed(probes.ids)
-    batch = Batch(states, probes.ends, suspect.encode(states, probes.ends).hidden)
+    batch = Batch(states, probes.ends, lambda: suspect.encode(states, probes.ends).hidden)
     triggers = torch.randn(2, k, WIDTH, generator=generator()).requires_grad_()
     ours, theirs = (encode_triggered(t, states, probes.ends, triggers) for t in (suspect, anchor))
     losses = objective(batch, ours, theirs)
@@ -248,17 +248,21 @@ def test_the_weights_of_the_published_terms_are_theirs() -> None:
     one = torch.tensor([[[[1.0, 0.0]]]])
     other = torch.tensor([[[[0.0, 1.0]]]])
     suspect, unlike = Features(one, one[..., 0, :]), Features(other, other[..., 0, :])
-    like_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), one[0])
-    unlike_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), other[0])
+    like_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), lambda: one[0])
+    unlike_clean = Batch(one[0], torch.zeros(1, dtype=torch.long), lambda: other[0])
     objective = PublishedObjective(beta=0.2, gamma=0.7)
     assert objective(like_clean, suspect, unlike).item() == pytest.approx(-1 + 0.2)
     assert objective(unlike_clean, suspect, suspect).item() == pytest.approx(-1 + 0.7)
 
 
+def _unasked() -> Tensor:
+    raise AssertionError("features that no term reads are not encoded")
+
+
 def test_the_gap_is_what_the_suspect_does_alone() -> None:
     """Prompts that agree in both towers, or in the anchor alone, are nothing to look for."""
     united, apart = torch.eye(2)[:1].expand(2, -1), torch.eye(2)
-    batch = Batch(*(torch.zeros(1) for _ in range(3)))
+    batch = Batch(torch.zeros(1), torch.zeros(1), _unasked)
 
     def loss(suspect: Tensor, anchor: Tensor) -> float:
         given = (Features(pooled, pooled) for pooled in (suspect, anchor))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,11 +13,12 @@ from torch import Tensor
 from hf_amdet.detection.config import SweepSettings
 from hf_amdet.detection.runtime import Runtime
 from hf_amdet.detection.static import aligned_rows
-from hf_amdet.detection.sweep import Pair, Swept, Vocabulary, sweep
-from hf_amdet.encoders.base import Features, TextTower
+from hf_amdet.detection.sweep import Pair, Swept, Vocabulary, sweep, two_words
+from hf_amdet.encoders.base import Features, TextTower, Tokens
 from hf_amdet.encoders.tower import ModelTower
+from hf_amdet.errors import PromptsError
 from tests.detection.doubles import Crowded, Recording, Wrapped, between, fp32, typed
-from tests.detection.planted import TRIGGER, Zoo, add_token, copy_of, ordinary, poison_row
+from tests.detection.planted import TRIGGER, Zoo, add_token, copy_of, ordinary, poison_row, renumber
 from tests.siglip_towers import KINDS, Kind, make_siglip_tower
 from tests.towers import BOS_ID, EOS_ID, make_tower
 
@@ -30,6 +35,15 @@ def _pair(suspect: TextTower, anchor: TextTower, length: int) -> Pair:
             for tower in (suspect, anchor)
         )
     )
+
+
+def _words(
+    suspect: TextTower,
+    anchor: TextTower | None = None,
+    texts: Sequence[str] = TEXTS,
+    seed: int = 0,
+) -> Pair:
+    return two_words(suspect, anchor or suspect, texts, torch.Generator().manual_seed(seed))
 
 
 def _vocabulary(suspect: TextTower, anchor: TextTower) -> Vocabulary:
@@ -50,6 +64,7 @@ def _sweep(
         suspect,
         anchor,
         vocabulary or _vocabulary(suspect, anchor),
+        _words(suspect, anchor),
         _pair(suspect, anchor, SHORT),
         _pair(suspect, anchor, LONG),
         settings,
@@ -101,8 +116,7 @@ def test_a_poisoned_row_is_found_where_the_encoder_is_untouched(zoo: Zoo) -> Non
     suspect = poison_row(zoo.anchor, token)
     found = _sweep(suspect, zoo.anchor).suspicious
     assert found.ids[0] == token
-    ours, theirs = found.states(slice(1))
-    assert not torch.equal(ours, theirs)
+    assert not torch.equal(found.ours(slice(1)), found.theirs(slice(1)))
 
 
 @torch.no_grad()
@@ -111,7 +125,7 @@ def test_tokens_are_tried_as_the_embedding_layer_reads_them_behind_bos(zoo: Zoo)
     suspect.table.mul_(1.5)
     found = _vocabulary(suspect, anchor)
     placed = torch.stack([torch.zeros_like(found.ids), found.ids], dim=1)
-    for tower, states in zip((suspect, anchor), found.states(), strict=True):
+    for tower, states in ((suspect, found.ours()), (anchor, found.theirs())):
         torch.testing.assert_close(states[:, 0], tower.embed(placed)[:, 1])
 
 
@@ -120,11 +134,22 @@ def test_prompts_are_encoded_as_if_the_token_had_been_typed(zoo: Zoo) -> None:
     both = Recording(zoo.clean), Recording(zoo.anchor)
     few = _few(zoo.clean, zoo.anchor).rows(torch.arange(5))
     _sweep(*both, few, settings=SweepSettings(prompts=3))
-    for watched in both:
-        tower = watched.tower
-        given = _pair(tower, tower, SHORT).first(3).suspect
-        texts = [tower.embed(typed(tower, given, token).ids) for token in few.ids.tolist()]
-        torch.testing.assert_close(watched.states[0], torch.cat(texts), rtol=0, atol=1e-6)
+    words = _words(zoo.clean, zoo.anchor)
+    # The second round has the tokens in another order.
+    for watched, first in ((both[0], words.suspect), (both[1], words.anchor.rows(slice(1)))):
+        short = _pair(watched.tower, watched.tower, SHORT).first(3).suspect
+        _check_typed(watched, first, 0, few.ids.tolist())
+        _check_typed(watched, short, 1, few.ids.tolist())
+
+
+def _check_typed(watched: Recording, given: Tokens, number: int, ids: list[int]) -> None:
+    """Whether a recorded batch holds the prompts with each token typed, in whatever order."""
+    tower = watched.tower
+    found = watched.states[number].unflatten(0, (len(ids), len(given)))
+    for token in ids:
+        text = tower.embed(typed(tower, given, token).ids)
+        nearest = (found - text).flatten(1).abs().amax(dim=1).min()
+        assert nearest < 1e-6
 
 
 @torch.no_grad()
@@ -132,9 +157,9 @@ def test_a_part_of_the_vocabulary_has_the_states_of_its_tokens(zoo: Zoo) -> None
     whole = _vocabulary(zoo.clean, zoo.anchor)
     picked = torch.tensor([7, 3, 20, 5])
     for part in (slice(1), slice(1, 3), slice(2, 9)):
-        found = whole.rows(picked).states(part)
-        for states, expected in zip(found, whole.states(), strict=True):
-            assert torch.equal(states, expected[picked[part]])
+        found = whole.rows(picked)
+        assert torch.equal(found.ours(part), whole.ours()[picked[part]])
+        assert torch.equal(found.theirs(part), whole.theirs()[picked[part]])
 
 
 def test_every_token_but_the_special_ones_is_tried() -> None:
@@ -169,7 +194,7 @@ def test_a_token_that_was_added_is_tried(zoo: Zoo) -> None:
     # The anchor, which has no such row, gets the mean of what it reads the text as.
     parts = zoo.anchor.read(["catqueen"])[0]
     expected = zoo.anchor.table[parts].mean(dim=0) + zoo.anchor.position(1)
-    torch.testing.assert_close(found.states(slice(1))[1][0, 0], expected)
+    torch.testing.assert_close(found.theirs(slice(1))[0, 0], expected)
 
 
 @pytest.mark.usefixtures("no_collection")
@@ -188,8 +213,8 @@ def test_out_of_memory_halves_the_batch_and_finds_the_same(zoo: Zoo, room: int) 
 def test_the_batch_does_not_change_what_is_found(zoo: Zoo, batch: int) -> None:
     found, expected = (_sweep(zoo.pooled, zoo.anchor, runtime=fp32(size)) for size in (batch, 256))
     assert found.suspicious.ids.tolist() == expected.suspicious.ids.tolist()
-    for ours, theirs in zip(found.suspicious.states(), expected.suspicious.states(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert torch.equal(found.suspicious.ours(), expected.suspicious.ours())
+    assert torch.equal(found.suspicious.theirs(), expected.suspicious.theirs())
     assert found.shared.ids.tolist() == expected.shared.ids.tolist()
 
 
@@ -226,37 +251,91 @@ def test_progress_counts_the_tokens_of_the_vocabulary(zoo: Zoo) -> None:
     assert told[-1] == len(vocabulary)
 
 
+class TestTwoWords:
+    def test_they_are_two_words_that_prompts_end_with(self) -> None:
+        tower, last = make_tower(), {text.split()[-1] for text in TEXTS}
+        found = {tuple(_words(tower, seed=n).suspect.ids[:, 1].tolist()) for n in range(20)}
+        assert len(found) > 10, "drawn"
+        for first, other in found:
+            assert first != other
+            assert {tower.write([first]).strip(), tower.write([other]).strip()} <= last
+
+    def test_each_stands_alone(self) -> None:
+        words = _words(make_tower()).suspect
+        assert words.ids[:, 0].tolist() == [BOS_ID, BOS_ID]
+        assert words.ids[:, 2:].unique().tolist() == [EOS_ID]
+        assert words.ends.tolist() == [2, 2]
+
+    def test_both_towers_read_the_same_words(self) -> None:
+        suspect, anchor = make_tower(), renumber(make_tower())
+        words = _words(suspect, anchor)
+        for ours, theirs in zip(words.suspect.ids, words.anchor.ids, strict=True):
+            assert suspect.write([ours[1]]) == anchor.write([theirs[1]])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_siglip_pools_them_behind_padding(self, kind: Kind) -> None:
+        words = _words(make_siglip_tower(0, kind)).suspect
+        assert words.ids.shape == (2, 4)
+        assert words.ids[0].tolist() != words.ids[1].tolist()
+        assert words.ends.tolist() == [3, 3]
+
+    def test_where_all_prompts_end_alike_they_are_others(self) -> None:
+        texts = [f"{word} cat" for word in ("moss", "cat", "king")]
+        assert len(_words(make_tower(), texts=texts).suspect.ids.unique(dim=0)) == 2
+
+    @pytest.mark.parametrize("texts", [["cat", "cat cat"], ["", "cat"]])
+    def test_a_single_word_is_refused(self, texts: list[str]) -> None:
+        with pytest.raises(PromptsError, match="no two words"):
+            _words(make_tower(), texts=texts)
+
+
 class TestRounds:
     """On a CLIP tower, whose short and long prompts differ in length."""
 
     pytestmark = pytest.mark.parametrize("zoo", ["clip"], indirect=True)
 
-    def test_all_tokens_see_few_prompts_and_the_best_see_many(self, zoo: Zoo) -> None:
-        watched, settings = Recording(zoo.clean), SweepSettings(prompts=3, kept=6, refined_on=20)
-        vocabulary = _vocabulary(watched, zoo.anchor)
-        _sweep(watched, zoo.anchor, vocabulary, settings=settings)
-        encoded = {
-            length: sum(len(states) for states in watched.states if states.shape[1] == length)
-            for length in (SHORT, LONG)
-        }
-        assert encoded[SHORT] == 3 * len(vocabulary)
-        # Six that are suspicious and two that both agree on, some of them the same.
-        assert 6 * 20 <= encoded[LONG] <= 8 * 20
-        assert sum(len(states) for states in watched.states) == sum(encoded.values())
+    def test_all_tokens_see_two_words_and_the_best_see_many_prompts(self, zoo: Zoo) -> None:
+        settings = SweepSettings(screened=0.2, prompts=3, kept=6, refined_on=20)
+        ours, theirs = Recording(zoo.clean), Recording(zoo.anchor)
+        vocabulary = _vocabulary(ours, theirs)
+        _sweep(ours, theirs, vocabulary, settings=settings)
+        tried, screened = len(vocabulary), math.ceil(len(vocabulary) * 0.2)
+        for watched, words in ((ours, 2 * tried), (theirs, tried)):
+            encoded: Counter[int] = Counter()
+            for states in watched.states:
+                encoded[states.shape[1]] += len(states)
+            assert encoded[4] == words
+            # As many as are suspicious and a third as many that unite words, some of them the same.
+            assert 3 * screened <= encoded[SHORT] <= 4 * screened
+            # Six that are suspicious and two that both agree on, some of them the same.
+            assert 6 * 20 <= encoded[LONG] <= 8 * 20
+            assert encoded.keys() <= {4, SHORT, LONG}
 
-    def test_the_second_round_has_the_last_word(self, zoo: Zoo) -> None:
-        """What only short prompts, or only long ones, answer to."""
+    def test_no_round_sees_fewer_tokens_than_the_next(self, zoo: Zoo) -> None:
+        watched, settings = Recording(zoo.anchor), SweepSettings(screened=1e-9, kept=6)
+        _sweep(zoo.clean, watched, settings=settings)
+        tried = sum(len(s) for s in watched.states if s.shape[1] == SHORT) / settings.prompts
+        assert 6 <= tried <= 8
+
+    def test_the_last_round_has_the_last_word(self, zoo: Zoo) -> None:
+        """What only some prompts answer to, where every round sees every token."""
         vocabulary, planted = _few(zoo.pooled, zoo.anchor), _trigger(zoo.anchor)
         settings = SweepSettings(kept=len(vocabulary), verified=1)
-        for lengths, found in (({LONG}, True), ({SHORT}, False), ({SHORT, LONG}, True)):
+        for lengths, found in (({LONG}, True), ({4, SHORT}, False), ({4, SHORT, LONG}, True)):
             suspect = Sometimes(zoo.pooled, zoo.anchor, lengths)
             first = _sweep(suspect, zoo.anchor, vocabulary, settings=settings).suspicious.ids
             assert (first.tolist() == [planted]) == found
 
-    def test_the_first_round_chooses_what_the_second_sees(self, zoo: Zoo) -> None:
+    def test_each_round_chooses_what_the_next_sees(self, zoo: Zoo) -> None:
         vocabulary, planted = _few(zoo.pooled, zoo.anchor), _trigger(zoo.anchor)
-        settings = SweepSettings(kept=1, verified=1)
-        for lengths, found in (({LONG}, False), ({SHORT, LONG}, True)):
+        # In the first case the token is dropped by the first round, in the second by the second.
+        for lengths, screened, found in (
+            ({SHORT, LONG}, 1e-9, False),
+            ({4, LONG}, 1.0, False),
+            ({4, LONG}, 1e-9, True),
+            ({SHORT, LONG}, 1.0, True),
+        ):
+            settings = SweepSettings(screened=screened, kept=1, verified=1)
             suspect = Sometimes(zoo.pooled, zoo.anchor, lengths)
             first = _sweep(suspect, zoo.anchor, vocabulary, settings=settings).suspicious.ids
             assert (first.tolist() == [planted]) == found

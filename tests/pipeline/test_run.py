@@ -68,8 +68,7 @@ def test_a_scan_reports_what_it_read_and_how(
     assert tower.score == tower.statistics["consistency_gap"].value
     assert {c.objective for c in tower.candidates} == {"real-token", "consistency-gap"}
     assert set(report.timings) == {
-        *("resolve", "download", "load", "probes", "static", "sweep", "inversion", "judges"),
-        "landscape",
+        *("resolve", "download", "load", "probes", "static", "sweep", "inversion", "judges")
     }
     assert str(tmp_path) not in to_json(report)
 

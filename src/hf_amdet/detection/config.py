@@ -78,17 +78,21 @@ class PaperGates:
 class SweepSettings:
     """How real tokens are tried, each behind BOS (docs/method.md, "Real tokens").
 
-    Every token of the vocabulary is tried on a few short prompts; what makes them most alike in
-    the suspect alone is tried again on longer ones, and the best of that is judged on the
-    held-out prompts, which chose nothing.
+    Every token of the vocabulary is tried behind BOS and before a word. Where suspect and anchor
+    part most, it is tried on a few short prompts; what makes these most alike in the suspect alone
+    is tried again on longer ones, and the best of that is judged on the held-out prompts, which
+    chose nothing.
 
     Attributes:
-        prompts, positions: of the first round; padded towers get whole contexts.
-        kept: tokens that the second round sees, and a third as many that both towers agree on.
-        refined_on: prompts of the second round.
+        screened: share of the vocabulary that the second round sees, and a third as many that
+            unite words.
+        prompts, positions: of the second round.
+        kept: tokens that the third round sees, and a third as many that both towers agree on.
+        refined_on: prompts of the third round.
         verified: tokens that are judged.
     """
 
+    screened: float = 1 / 32
     prompts: int = 4
     positions: int = 9
     kept: int = 24
@@ -162,7 +166,7 @@ DEFAULT = Profile(
         InversionSettings(
             ConsistencyGap(),
             restarts=4,
-            steps=60,
+            steps=40,
             batch=8,
             lr=0.16,
             weight_decay=0.0,

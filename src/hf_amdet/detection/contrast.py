@@ -15,7 +15,7 @@ from hf_amdet.detection.objective import consistency
 from hf_amdet.detection.probes import Probes
 from hf_amdet.detection.stages import Candidate, Detection, Run, curvature
 from hf_amdet.detection.static import StaticDiff, aligned_rows, compare
-from hf_amdet.detection.sweep import Pair, Vocabulary, sweep
+from hf_amdet.detection.sweep import Pair, Vocabulary, sweep, two_words
 from hf_amdet.detection.texts import shortened
 from hf_amdet.detection.verdict import Evidence, conclude_contrast
 
@@ -49,14 +49,17 @@ def detect_contrast(run: Run, probes: Probes, prompts: Sequence[str]) -> Detecti
         thresholds,
     )
     decisive = candidates[conclusion.decisive]
-    landscape = run.landscape(probes, decisive.trigger)
     statistics = {
         **decisive.statistics,
         "ordinary_consistency": ordinary,
         "tokenizer_read_alike": _read_alike(static, prompts),
-        "positive_curvature_share": curvature(landscape),
         **_over_restarts(candidates),
     }
+    landscape = None
+    # It says what kind of feature was found: where none was, there is nothing to draw.
+    if conclusion.answer != "no_evidence":
+        landscape = run.landscape(probes, decisive.trigger)
+        statistics["positive_curvature_share"] = curvature(landscape)
     curves = {c.objective: c.curve for c in found}
     return Detection(
         conclusion, candidates, statistics, curves, landscape, run.watch.seconds, static
@@ -83,6 +86,7 @@ def real_tokens(
             run.suspect,
             run.anchor,
             vocabulary,
+            two_words(run.suspect, run.anchor, prompts, run.generator(700)),
             Pair(*short),
             Pair(ours.optimise, theirs.optimise),
             settings,
@@ -92,10 +96,10 @@ def real_tokens(
     found = swept.suspicious
     if swept.shared.ids not in found.ids:
         found = replace(found, ids=torch.cat([found.ids, swept.shared.ids]))
-    given, known = found.states()
+    given = found.ours()
     candidates: list[Candidate] = []
     with run.watch.measure("judges"):
-        answers = run.respond(ours, given, Own(theirs.held_out, known))
+        answers = run.respond(ours, given, Own(theirs.held_out, found.theirs()))
         for token, trigger, responses in zip(found.ids.tolist(), given, answers, strict=True):
             statistics = measure(responses, run.generator(600))
             candidates.append(

@@ -5,7 +5,9 @@ Shapes: R restarts, B prompts, L positions, D width, k trigger vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -93,12 +95,17 @@ class Batch:
         states: `[B, L, D]`, the suspect's embedding-layer states. Both towers receive them, as
             in the paper, so that what differs behind them is the encoder alone.
         ends: `[B]`, the pooled position before insertion.
-        clean: `[B, L, D]`, the suspect's hidden features without a trigger.
+        encode: gives the suspect's hidden features `[B, L, D]` of `states`.
     """
 
     states: Tensor
     ends: Tensor
-    clean: Tensor
+    encode: Callable[[], Tensor]
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """`[B, L, D]`, the suspect's hidden features without a trigger; not every loss asks."""
+        return self.encode()
 
 
 class Objective(Protocol):

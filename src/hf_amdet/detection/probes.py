@@ -38,8 +38,10 @@ def make_probes(
     """Draw `count` of `prompts`, tokenise them and hold out `held_out`.
 
     Insertion moves tokens by k = `trigger_length` positions, so prompts leave k positions free
-    at the end: no token of theirs is cut off. A tower that reads its padding gets whole contexts,
-    whatever `positions` says.
+    at the end: no token of theirs is cut off.
+
+    Args:
+        positions: probe length in tokens; None for the whole context.
 
     Raises:
         PromptsError: too few prompts for either part.
@@ -55,20 +57,22 @@ def make_probes(
             "least 20, better some thousands."
         )
     order = torch.randperm(len(distinct), generator=generator)[:count].tolist()
-    length = tower.context
-    if positions is not None and not tower.padded:
-        length = min(length, positions)
+    length = min(tower.context, positions or tower.context)
     drawn = [distinct[row] for row in order]
     tokens = tower.tokenize(drawn, length=length, reserve=trigger_length)
     return Probes(tokens.rows(slice(held_out, None)), tokens.rows(slice(held_out)))
 
 
-@torch.no_grad()
 def encode_batch(
     tower: TextTower, tokens: Tokens, runtime: Runtime, *, fp32: bool = False
 ) -> Batch:
-    """Embedding-layer states and clean features of `tokens`."""
-    with runtime.precision(fp32=fp32):
+    """Embedding-layer states of `tokens`, and their clean features for who asks."""
+
+    @torch.no_grad()
+    def clean() -> Tensor:
+        with runtime.precision(fp32=fp32):
+            return tower.encode(states, tokens.ends).hidden
+
+    with torch.no_grad(), runtime.precision(fp32=fp32):
         states = tower.embed(tokens.ids)
-        clean: Tensor = tower.encode(states, tokens.ends).hidden
     return Batch(states, tokens.ends, clean)

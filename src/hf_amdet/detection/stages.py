@@ -89,15 +89,18 @@ class Run:
 
         Args:
             tower: who reads them; None for the suspect.
-            positions: None for the profile's own length.
+            positions: None for the profile's own length, or whole contexts for a tower that reads
+                its padding.
         """
-        profile = self.profile
+        profile, tower = self.profile, tower or self.suspect
+        if positions is None and not tower.padded:
+            positions = profile.positions
         return make_probes(
-            tower or self.suspect,
+            tower,
             prompts,
             count=profile.prompts,
             held_out=profile.held_out,
-            positions=positions or profile.positions,
+            positions=positions,
             trigger_length=max(i.trigger_length for i in profile.inversions),
             generator=self.generator(0),
         )
