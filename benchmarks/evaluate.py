@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from benchmarks.judge.detectors import Job, detectors
+from benchmarks.judge.detectors import IN_FP32, Job, detectors
 from benchmarks.judge.parsing import JudgeError
 from benchmarks.judge.rows import ERROR, Prompts, ScoreRow, Stores, TowerRow
 from benchmarks.judge.splits import Splits
@@ -71,7 +71,7 @@ def _judge(options: argparse.Namespace, stores: Stores) -> list[str]:
     folders, failed = _folders(options)
     # Of what was planted and did not take nothing is counted.
     towers = [(folder, row) for folder, row in _towers(options, stores, folders) if row.counts]
-    names = options.detector or list(detectors())
+    names = options.detector or [name for name in detectors() if name != IN_FP32]
     done = {row.key for row in stores.scores.rows() if row.verdict != ERROR}
     jobs = {}
     for name in names:
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="where the towers are")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/zoo"))
     parser.add_argument(
-        "--detector", choices=list(detectors()), action="append", help="default: all"
+        "--detector", choices=list(detectors()), action="append", help=f"default: all but {IN_FP32}"
     )
     parser.add_argument("--seeds", type=_positive, default=1, help="seeds 0 to this less one")
     parser.add_argument("--prompts", choices=("embedded", "foreign"), default="embedded")

@@ -26,8 +26,8 @@ from hf_amdet.prompts import load_prompts
 
 _CLEAR_PEAK = "5"
 """What makes Linux begin a process's peak of resident memory anew."""
-
-
+IN_FP32 = "default-fp32"
+"""The default profile without bf16: judged where it is asked for, and compared with `default`."""
 _CALIBRATING = {"calibrate.py", "calibration.py", "nulls.py", "significance.py", "variants.py"}
 
 
@@ -116,22 +116,23 @@ class Job:
 @cache
 def detectors() -> dict[str, Detector]:
     """All there are, in the order of the table."""
+    usual: DType = "bf16" if Runtime("cpu").bf16 else "fp32"
     found = [
-        _scanner("default"),
-        _scanner("paper"),
+        _scanner("default", "default", usual),
+        _scanner("paper", "paper", usual),
         _baseline("weight-difference", baselines.weight_difference, reads_prompts=False),
         _baseline("drift-window", baselines.drift_window, reads_prompts=True),
         _baseline("tables", baselines.tables, reads_prompts=False),
+        _scanner(IN_FP32, "default", "fp32"),
     ]
     return {detector.name: detector for detector in found}
 
 
-def _scanner(profile: Literal["default", "paper"]) -> Detector:
-    """A profile of hf-amdet, in bf16 where the hardware has it.
+def _scanner(name: str, profile: Literal["default", "paper"], dtype: DType) -> Detector:
+    """A profile of hf-amdet.
 
     The published method runs in fp32, which would take twice as long for hundreds of towers.
     """
-    dtype: DType = "bf16" if Runtime("cpu").bf16 else "fp32"
 
     def answer(folder: Path, anchor: Path, seed: int, prompts: str | None) -> Answer:
         config = ScanConfig(
@@ -154,7 +155,9 @@ def _scanner(profile: Literal["default", "paper"]) -> Detector:
     sources = [package / "prompts.py", package / "report" / "build.py"]
     for part in ("detection", "encoders", "pipeline"):
         sources += _of_scans(package / part)
-    return Detector(profile, _hash(repr(PROFILES[profile]), sources), dtype, True, True, answer)
+    # One that is not called as its profile is another detector.
+    settings = repr(PROFILES[profile]) + name.removeprefix(profile)
+    return Detector(name, _hash(settings, sources), dtype, True, True, answer)
 
 
 def _baseline(

@@ -76,6 +76,7 @@ def _section(board: Board, images: Sequence[Path], page: Path) -> str:
         "\n",
         tables.foreign_prompts(board),
         tables.seeds(board),
+        tables.precision(board),
         "### Cost of a judgement\n\n",
         tables.cost(board),
     ]

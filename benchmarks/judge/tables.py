@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.judge.board import Board
 from benchmarks.judge.decisions import ENTRIES, Entry
+from benchmarks.judge.detectors import IN_FP32
 from benchmarks.judge.markdown import NOTHING, Failures, counted, estimate, number, paragraph, table
 from benchmarks.judge.metrics import Metrics, auroc, failed, flagged_share, measure
 from benchmarks.judge.rows import ERROR, TowerRow
@@ -167,6 +168,30 @@ def seeds(board: Board) -> str:
         "### Seeds\n\nTowers on which all seeds decide alike; the tables above are of seed 0.\n\n"
         f"{table(('detector', 'seeds', 'alike'), rows)}{failures.note}\n"
     )
+
+
+def precision(board: Board) -> str:
+    """Whether bf16 and fp32 agree, on towers that were judged in both; else nothing."""
+    in_fp32 = {case.tower.name: case.row for case in board.cases(IN_FP32, board.counted)}
+    pairs = [
+        (case.row, in_fp32[case.tower.name])
+        for case in board.cases("default", board.counted)
+        if case.row.dtype == "bf16" and case.tower.name in in_fp32
+    ]
+    if not pairs:
+        return ""
+    alike = sum(bf16.verdict == fp32.verdict for bf16, fp32 in pairs)
+    apart = [
+        abs(bf16.score - fp32.score)
+        for bf16, fp32 in pairs
+        if bf16.score is not None and fp32.score is not None
+    ]
+    text = (
+        f"The default profile in bf16 and in fp32 gives {alike} of {len(pairs)} towers the same "
+        f"verdict. Their scores differ by {number(float(np.median(apart)), 3)} in the median and "
+        f"by {number(max(apart), 3)} at most."
+    )
+    return f"### Precision\n\n{paragraph(text)}\n"
 
 
 def cost(board: Board) -> str:

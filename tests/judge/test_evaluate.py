@@ -17,7 +17,7 @@ import pytest
 
 import hf_amdet
 from benchmarks import evaluate
-from benchmarks.judge.detectors import Answer, Detector, Job, detectors
+from benchmarks.judge.detectors import IN_FP32, Answer, Detector, Job, detectors
 from benchmarks.judge.rows import ScoreRow, Stores, TowerRow
 from benchmarks.judge.towers import prompts_file, towers_in
 from benchmarks.zoo.bases import BASES
@@ -30,6 +30,7 @@ from tests.towers import make_model, prompts, save
 
 Answerer = Callable[[Path, Path, int, str | None], Answer]
 BASELINES = ("weight-difference", "drift-window", "tables")
+SCANNERS = {"default", "paper", IN_FP32}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -296,11 +297,11 @@ def test_a_judgement_is_of_the_prompts_that_were_read(zoo: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("pipeline/run.py", {"default", "paper"}),
-        ("report/build.py", {"default", "paper"}),
-        ("detection/verdict.py", {"default", "paper"}),
-        ("encoders/clip.py", {"default", "paper", *BASELINES}),
-        ("prompts.py", {"default", "paper", *BASELINES}),
+        ("pipeline/run.py", SCANNERS),
+        ("report/build.py", SCANNERS),
+        ("detection/verdict.py", SCANNERS),
+        ("encoders/clip.py", {*SCANNERS, *BASELINES}),
+        ("prompts.py", {*SCANNERS, *BASELINES}),
         ("report/plots.py", set()),
     ],
 )

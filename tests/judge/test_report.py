@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.judge import tables, twins
 from benchmarks.judge.board import Board
+from benchmarks.judge.detectors import IN_FP32
 from benchmarks.judge.markdown import BEGIN, END, MarkerError, splice
 from benchmarks.judge.metrics import Outcome
 from benchmarks.judge.parsing import RowError
@@ -16,7 +17,7 @@ from benchmarks.judge.rows import ScoreRow, Stores, TowerRow
 from benchmarks.judge.splits import Splits
 from tests.judge.rows import attack, outcome, score, tower
 
-HASHES = {"default": "now", "tables": "now", "drift-window": "now"}
+HASHES = {"default": "now", IN_FP32: "now", "tables": "now", "drift-window": "now"}
 
 
 def zoo() -> list[TowerRow]:
@@ -339,6 +340,23 @@ def test_seeds_that_disagree_on_a_tower_are_counted(tmp_path: Path) -> None:
     text = tables.seeds(read(stored(tmp_path / "more", *others)))
     (default,) = cells(text, "default")
     assert default[1:] == ["2", "4/6"]
+
+
+def test_precisions_are_compared_on_the_towers_judged_in_both(tmp_path: Path) -> None:
+    assert tables.precision(read(stored(tmp_path))) == ""
+    some = [of for of in zoo() if of.base == "clip-a" and of.counts]
+    bf16 = [answers(of, dtype="bf16")[0] for of in some]
+    # One of them is found in bf16 alone.
+    verdicts = {of.name: "flagged" if of.positive else "no_evidence" for of in some}
+    verdicts[some[0].name] = "inconclusive"
+    fp32 = [
+        score(of, of.positive - 0.01, detector=IN_FP32, verdict=verdicts[of.name]) for of in some
+    ]
+    text = tables.precision(read(stored(tmp_path / "more", *bf16, *fp32)))
+    assert f"{len(some) - 1} of {len(some)} towers the same verdict" in " ".join(text.split())
+    assert "by 0.010 at most" in " ".join(text.split())
+    # Where there is no bf16 there is nothing to compare.
+    assert tables.precision(read(stored(tmp_path / "none", *fp32))) == ""
 
 
 def test_the_cost_is_that_of_judgements_that_were_made(tmp_path: Path) -> None:
