@@ -9,7 +9,8 @@ NOT_COVERED: Final = (
     "backdoors that leave the pooled feature alone: figures of hidden states, which Stable "
     "Diffusion reads, are given and decide nothing",
     "triggers of which no single token does anything by itself, or not at the start of a prompt",
-    "triggers that act only in prompts longer than the probes (24 tokens, for CLIP)",
+    "triggers that do nothing in front of a single word, or only in prompts longer than the probes "
+    "(24 tokens, for CLIP)",
     "triggers that send prompts to several targets at once",
     "attribute backdoors that shift features without bringing them together",
     "texts that a tokenizer reads as others only within longer ones that were not tried",
