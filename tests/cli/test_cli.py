@@ -88,9 +88,9 @@ def test_a_scan_prints_json_into_a_pipe_and_keeps_its_results(
     assert printed == json.loads((output / "report.json").read_text())
     assert str(output) in done.stderr
     assert {path.name for path in output.iterdir()} == {
-        *("report.json", "report.md", "inversion.png", "loss_landscape.png"),
-        *("hessian_spectrum.png", "trigger_embedding.safetensors"),
-        "textual_inversion.safetensors",
+        *("report.json", "report.md", "report.html"),
+        *("inversion.png", "loss_landscape.png", "hessian_spectrum.png"),
+        *("trigger_embedding.safetensors", "textual_inversion.safetensors"),
     }
     assert _left_behind(tmp_path) == []
 

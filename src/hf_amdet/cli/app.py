@@ -13,6 +13,7 @@ import click
 from hf_amdet._version import __version__
 from hf_amdet.cli.anchors import anchors
 from hf_amdet.cli.calibrate import calibrate
+from hf_amdet.cli.card import card
 from hf_amdet.cli.demo import demo
 from hf_amdet.cli.env import env
 from hf_amdet.cli.output import say
@@ -37,7 +38,7 @@ def app() -> None:
     """
 
 
-for _command in (scan, anchors, calibrate, demo, report, env):
+for _command in (scan, anchors, calibrate, demo, report, card, env):
     app.add_command(_command)
 
 

@@ -17,10 +17,14 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from hf_amdet.errors import CardError
+from hf_amdet.errors import CardError, PublishError
 from hf_amdet.hub import frontmatter
 from hf_amdet.hub.frontmatter import KEY, FrontMatter
+from hf_amdet.report import markdown
 from hf_amdet.report.schema import Report
+
+MAX_BYTES = 2 * 1024 * 1024
+"""Largest README.md that is edited."""
 
 BEGIN = b"<!-- amdet:begin -->"
 END = b"<!-- amdet:end -->"
@@ -45,6 +49,15 @@ class CardMetadata:
     report: str
     files: str | None
     """Digest of all files that the verdict rests on; None where a tower could not be read."""
+
+
+@dataclass(frozen=True)
+class CardChange:
+    """README.md before and after a report is published; equal where nothing is to be done."""
+
+    before: bytes | None
+    """None where there is no README.md."""
+    after: bytes | None
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,51 @@ def states(found: Mapping[str, Any], new: CardMetadata) -> bool:
         and found.get("verdict") == new.verdict
         and found.get("tool_version") == new.tool_version
     )
+
+
+def says_already(card: bytes | None, new: CardMetadata, place: str) -> bool:
+    """Whether a card states what `new` does; `place` names its repo or folder in messages.
+
+    Raises:
+        PublishError: the owner opted out.
+        CardError: the front matter does not parse, or our key holds no mapping.
+    """
+    found = None if card is None else read_metadata(card)
+    if opted_out(found):
+        raise PublishError(
+            f"the owner of {place} opted out of published reports (`amdet: {{opt_out: true}}`"
+            " in the card): nothing was published, and the report is kept"
+        )
+    return states(found or {}, new)
+
+
+def with_report(card: bytes | None, report: Report, metadata: CardMetadata, place: str) -> bytes:
+    """README.md as it is published with a report.
+
+    Raises:
+        CardError: as `splice` says, or README.md is not UTF-8.
+    """
+    readme = splice(card, metadata, markdown.section(report), markdown.new_card(report))
+    try:
+        readme.decode()
+    except UnicodeDecodeError as error:
+        raise CardError(
+            f"{place}: README.md is not UTF-8 at byte {error.start}, and cannot be sent to the "
+            "Hub: save it as UTF-8"
+        ) from error
+    return readme
+
+
+def change(card: bytes | None, report: Report, metadata: CardMetadata, place: str) -> CardChange:
+    """What publishing a report makes of a card.
+
+    Raises:
+        PublishError: as `says_already` says.
+        CardError: as `says_already` and `with_report` say.
+    """
+    if says_already(card, metadata, place):
+        return CardChange(card, card)
+    return CardChange(card, with_report(card, report, metadata, place))
 
 
 def _files_digest(report: Report) -> str | None:

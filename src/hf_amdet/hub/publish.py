@@ -25,14 +25,8 @@ from hf_amdet.errors import (
     UnknownRevisionError,
     UsageError,
 )
-from hf_amdet.hub.card import (
-    CardMetadata,
-    metadata_of,
-    opted_out,
-    read_metadata,
-    splice,
-    states,
-)
+from hf_amdet.hub import card as cards
+from hf_amdet.hub.card import CardChange, CardMetadata
 from hf_amdet.hub.client import DEFAULT_HUB, Hub, get_start, hub_errors
 from hf_amdet.hub.files import RepoFile
 from hf_amdet.hub.patience import MovedError, patiently, response_of
@@ -49,7 +43,6 @@ TITLE = "hf-amdet safety report"
 REPORT_PATH = "amdet/report.json"
 
 _README = "README.md"
-_MAX_CARD_BYTES = 2 * 1024 * 1024
 _SHOWN = 300
 
 
@@ -113,13 +106,41 @@ def publish(
     return patiently(lambda: _attempt(job, account), job.repo_id, sleep)
 
 
+def preview(
+    report: Report,
+    *,
+    revision: str = "main",
+    hub: Hub = DEFAULT_HUB,
+    sleep: Callable[[float], None] = time.sleep,
+) -> CardChange:
+    """What `publish` would make of the card as it stands now; nothing is sent.
+
+    Args:
+        report: the report of a repo on the Hub.
+        revision: whose card; refs/pr/N for that of a pull request that `publish` would update.
+        hub: the Hub, and the token to read with.
+        sleep: called with seconds to wait for a busy Hub.
+
+    Raises:
+        UsageError, PublishError, CardError, HubError: as `publish`, but for what is about writing.
+    """
+    job = _job(report, "commit", hub)
+
+    def attempt() -> CardChange:
+        head = _head(job, revision)
+        _refuse_other_weights(job, head)
+        return cards.change(_download_card(job, head), report, job.metadata, job.repo_id)
+
+    return patiently(attempt, job.repo_id, sleep)
+
+
 def _job(report: Report, mode: Mode, hub: Hub) -> _Job:
     if report.repo_id is None or report.commit_sha is None:
         raise UsageError(
             f"{report.target} is no repo on the Hub, so there is nowhere to publish its report: "
             "scan it by its repo id, or do not ask to publish"
         )
-    return _Job(report, report.repo_id, mode, hub, metadata_of(report, REPORT_PATH))
+    return _Job(report, report.repo_id, mode, hub, cards.metadata_of(report, REPORT_PATH))
 
 
 def _require_token(hub: Hub) -> None:
@@ -239,15 +260,7 @@ def _read(job: _Job, sha: str) -> tuple[bytes | None, bool]:
         CardError: too large, or its metadata does not parse.
     """
     card = _download_card(job, sha)
-    if card is None:
-        return None, False
-    metadata = read_metadata(card) or {}
-    if opted_out(metadata):
-        raise PublishError(
-            f"the owner of {job.repo_id} opted out of published reports (`amdet: {{opt_out: true}}`"
-            " in the card): nothing was published, and the report is kept"
-        )
-    return card, states(metadata, job.metadata)
+    return card, cards.says_already(card, job.metadata, job.repo_id)
 
 
 def _download_card(job: _Job, sha: str) -> bytes | None:
@@ -257,8 +270,8 @@ def _download_card(job: _Job, sha: str) -> bytes | None:
         return None
     entry = found[0]
     size = int(getattr(entry, "size", 0))
-    if size > _MAX_CARD_BYTES:
-        raise CardError(f"{job.repo_id}: README.md is larger than {_MAX_CARD_BYTES} bytes")
+    if size > cards.MAX_BYTES:
+        raise CardError(f"{job.repo_id}: README.md is larger than {cards.MAX_BYTES} bytes")
     damaged = HubUnavailableError(
         f"README.md of {job.repo_id} did not arrive as the Hub declares it: nothing was published; "
         "try again later"
@@ -289,14 +302,7 @@ def _commit(
 
     report = files.to_json(job.report)
     files.validate(json.loads(report))
-    readme = splice(card, job.metadata, markdown.section(job.report), markdown.new_card(job.report))
-    try:
-        readme.decode()
-    except UnicodeDecodeError as error:
-        raise CardError(
-            f"{job.repo_id}: README.md is not UTF-8 at byte {error.start}, and cannot be sent to "
-            "the Hub: save it as UTF-8"
-        ) from error
+    readme = cards.with_report(card, job.report, job.metadata, job.repo_id)
     with _writing(job):
         try:
             return job.hub.api().create_commit(
