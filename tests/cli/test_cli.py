@@ -87,9 +87,9 @@ def test_a_scan_prints_json_into_a_pipe_and_keeps_its_results(
     validate(printed)
     assert printed == json.loads((output / "report.json").read_text())
     assert str(output) in done.stderr
+    assert printed["verdict"] == "no_evidence"  # of which no landscape is drawn
     assert {path.name for path in output.iterdir()} == {
-        *("report.json", "report.md", "report.html"),
-        *("inversion.png", "loss_landscape.png", "hessian_spectrum.png"),
+        *("report.json", "report.md", "report.html", "inversion.png"),
         *("trigger_embedding.safetensors", "textual_inversion.safetensors"),
     }
     assert _left_behind(tmp_path) == []
@@ -102,7 +102,7 @@ def test_quiet_says_nothing_but_the_report(suspect: Path, anchor: Path, tmp_path
     )
 
     assert done.stderr == ""
-    assert "NATURAL" in done.stdout
+    assert "NO EVIDENCE" in done.stdout
     assert "consistency_gap" in done.stdout
     assert "Not covered" in done.stdout
 
@@ -186,7 +186,7 @@ def test_results_that_cannot_be_written_are_an_error(
 
     assert done.returncode == 2
     assert "Error (output):" in done.stderr
-    assert json.loads(done.stdout)["verdict"] == "natural", "the report is not lost"
+    assert json.loads(done.stdout)["verdict"] == "no_evidence", "the report is not lost"
 
 
 @pytest.mark.parametrize("taker", ["| true", "> /dev/full"])
@@ -208,7 +208,7 @@ def test_an_output_that_nobody_takes_is_an_error_and_loses_nothing(
 
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert load(output / "report.json").verdict == "natural"
+    assert load(output / "report.json").verdict == "no_evidence"
 
 
 def test_the_known_anchors_are_listed_without_a_network(tmp_path: Path) -> None:

@@ -34,6 +34,43 @@ _REASONS = {
     ),
 }
 
+HOSTILE = [
+    "<!-- amdet:end -->",
+    "\n<!-- amdet:end -->\n",
+    "--> <b>x</b>",
+    "a|b | c \\| d",
+    "`` ` ```",
+    "\n```\n# Safe\n",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "https://evil.example/a_b",
+    "WWW.evil.example",
+    "somebody@evil.example",
+    "<https://evil.example>",
+    "<script>alert(1)</script>",
+    "[a]: https://evil.example",
+    "&lt;b&gt; &#124; &amp;",
+    "a\u202eb\u200bc\x1b[31m\x00",
+    "a\u2028b\x85c\rd",
+    "1. one",
+    "- dash",
+    "# head",
+    "***",
+    "===",
+    "$x$ **b** _i_ ~~s~~",
+    "\\",
+    "",
+    " ",
+    "{{ report }}{% endfor %}",
+    "</style><script>alert(1)</script>",
+    "</title></code></td></table></section><h1>Safe</h1>",
+    '" onfocus="alert(1)" autofocus x=\'',
+    "javascript:alert(1)",
+    "]]><svg onload=alert(1)>",
+    "שלום \u2067עולם\u2069 (no. 7)",
+]
+"""Texts that break out of a page that is made carelessly."""
+
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
@@ -92,6 +129,43 @@ def tower(verdict: Verdict, *, gap: float = 0.021, p_value: float | None = 0.47)
                 statistics={"consistency_gap": statistic},
             ),
         ),
+    )
+
+
+def with_text(value: str) -> Report:
+    """A report with `value` in every place that a repo can fill."""
+    reason = Reason(code=value, message=value).model_dump()
+    entry: dict[str, Any] = tower(Verdict.FLAGGED).model_dump(mode="json")
+    entry |= {"path": value or "x", "architecture": value or "x", "calibration": value}
+    entry["files"][0]["path"] = value
+    entry["anchor"]["name"] = value
+    entry["reasons"] = [reason]
+    statistic = entry["statistics"].pop("consistency_gap")
+    entry["statistics"][value] = {**statistic, "unit": value}
+    entry["thresholds"][0] |= {"statistic": value, "source": value}
+    entry["candidates"][0] |= {"objective": value, "token": {"id": 7, "text": value}}
+    entry["static"] = {
+        "added": 1,
+        "removed": 0,
+        "added_tokens": [value],
+        "read_alike": 0.5,
+        "remaps": [{"text": value, "reads": value, "ids": [1], "anchor_ids": [2]}],
+        "moved_rows": [{"row": 7, "piece": value, "moved": 7.5, "ratio": 41.0}],
+        "token_outlier": 41.0,
+        "position_outlier": 1.0,
+    }
+    config = {**flagged().config.model_dump(), "prompts": value, "anchor": value}
+    config["profile"], config["settings"] = value, {value: value}
+    environment = {name: value for name, _ in flagged().environment}
+    return flagged(
+        target=value,
+        created_at=value,
+        towers=[entry],
+        out_of_scope=[reason],
+        not_covered=[value],
+        config=config,
+        environment=environment,
+        timings={value: 1.0},
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,44 +17,13 @@ from hf_amdet.report import escaping, markdown
 from hf_amdet.report.schema import (
     CandidateRecord,
     MovedRowRecord,
-    Reason,
     RemapRecord,
-    Report,
     StaticRecord,
     TokenRecord,
     Verdict,
 )
 from tests.report import samples
 
-HOSTILE = [
-    "<!-- amdet:end -->",
-    "\n<!-- amdet:end -->\n",
-    "--> <b>x</b>",
-    "a|b | c \\| d",
-    "`` ` ```",
-    "\n```\n# Safe\n",
-    "[click](https://evil.example)",
-    "![x](https://evil.example/x.png)",
-    "https://evil.example/a_b",
-    "WWW.evil.example",
-    "somebody@evil.example",
-    "<https://evil.example>",
-    "<script>alert(1)</script>",
-    "[a]: https://evil.example",
-    "&lt;b&gt; &#124; &amp;",
-    "a\u202eb\u200bc\x1b[31m\x00",
-    "a\u2028b\x85c\rd",
-    "1. one",
-    "- dash",
-    "# head",
-    "***",
-    "===",
-    "$x$ **b** _i_ ~~s~~",
-    "\\",
-    "",
-    " ",
-    "{{ report }}{% endfor %}",
-]
 VERDICTS = list(Verdict)
 
 
@@ -182,14 +150,14 @@ def test_rendering_is_pure() -> None:
     assert report == samples.flagged()
 
 
-@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("value", samples.HOSTILE, ids=ascii)
 def test_known_attacks_stay_text(value: str) -> None:
     _check_harmless(value)
 
 
 def test_endless_text_is_cut_short() -> None:
     _check_harmless("x" * 5_000)
-    assert len(markdown.page(_report_with("x" * 50_000))) < 60_000
+    assert len(markdown.page(samples.with_text("x" * 50_000))) < 60_000
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,7 +180,7 @@ def test_templates_cannot_print_what_was_not_escaped() -> None:
 
 def _check_harmless(value: str) -> None:
     """Render with `value` in every place that a repo can fill, and compare with a tame one."""
-    hostile, tame = _report_with(value), _report_with("tame")
+    hostile, tame = samples.with_text(value), samples.with_text("tame")
     for render in (markdown.section, markdown.page, markdown.new_card):
         _compare(_parse(render(hostile)), _parse(render(tame)))
     metadata = card.CardMetadata(1, "flagged", samples.COMMIT, "2026-01-02", "0.1.0", "r", None)
@@ -220,32 +188,6 @@ def _check_harmless(value: str) -> None:
     assert spliced.startswith(b"---\namdet:")
     assert spliced.count(b"<!--") == spliced.count(b"-->") == 2
     assert spliced.endswith(card.END + b"\n")
-
-
-def _report_with(value: str) -> Report:
-    reason = Reason(code=value, message=value).model_dump()
-    tower: dict[str, Any] = samples.tower(Verdict.FLAGGED).model_dump(mode="json")
-    tower |= {"path": value or "x", "architecture": value or "x", "calibration": value}
-    tower["files"][0]["path"] = value
-    tower["anchor"]["name"] = value
-    tower["reasons"] = [reason]
-    statistic = tower["statistics"].pop("consistency_gap")
-    tower["statistics"][value] = {**statistic, "unit": value}
-    tower["thresholds"][0] |= {"statistic": value, "source": value}
-    tower["candidates"][0]["objective"] = value
-    config = {**samples.flagged().config.model_dump(), "prompts": value, "anchor": value}
-    config["profile"], config["settings"] = value, {value: value}
-    environment = {name: value for name, _ in samples.flagged().environment}
-    return samples.flagged(
-        target=value,
-        created_at=value,
-        towers=[tower],
-        out_of_scope=[reason],
-        not_covered=[value],
-        config=config,
-        environment=environment,
-        timings={value: 1.0},
-    )
 
 
 def _parse(text: str) -> list[Token]:

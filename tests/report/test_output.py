@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from hf_amdet.detection.config import DEFAULT
 from hf_amdet.detection.detect import Candidate, Detection
 from hf_amdet.detection.judges import Measure
 from hf_amdet.detection.landscape import Landscape, hessian_eigenvalues
@@ -23,7 +25,7 @@ from tests.report import samples
 
 WIDTH = 8
 
-REPORTS = {"report.json", "report.md"}
+REPORTS = {"report.json", "report.md", "report.html"}
 RECOVERED = {"inversion.png", "trigger_embedding.safetensors", "textual_inversion.safetensors"}
 DRAWN = {"loss_landscape.png", "hessian_spectrum.png"}
 ALL = REPORTS | RECOVERED | DRAWN
@@ -76,8 +78,9 @@ def results(*paths: str) -> ScanResult:
 @pytest.fixture
 def blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures that cost nothing, where only their place matters."""
+    drawing = plots.Drawing("caption", "alt", "<svg></svg>", b"picture")
     for name in ("inversion", "loss_landscape", "hessian_spectrum"):
-        monkeypatch.setattr(plots, name, lambda *_: b"picture")
+        monkeypatch.setattr(plots, name, lambda *_: drawing)
 
 
 def found(directory: Path) -> set[str]:
@@ -95,6 +98,7 @@ def test_a_tower_at_the_root_has_its_files_in_the_folder_itself(tmp_path: Path) 
     assert (directory / "report.md").read_text().startswith("# Backdoor scan of ")
     for name in ("inversion.png", *DRAWN):
         assert (directory / name).read_bytes().startswith(b"\x89PNG")
+    assert (directory / "report.html").read_text().count("<svg ") == 1 + len(DRAWN)
 
 
 @pytest.mark.usefixtures("blank")
@@ -110,7 +114,7 @@ def test_every_other_tower_has_a_folder(tmp_path: Path) -> None:
 
 def test_without_scanned_towers_there_is_only_the_report(tmp_path: Path) -> None:
     written = output.write_results(ScanResult(report(""), ()), tmp_path)
-    assert written == (tmp_path / "report.json", tmp_path / "report.md")
+    assert written == tuple(tmp_path / f"report.{kind}" for kind in ("json", "md", "html"))
     assert found(tmp_path) == REPORTS
 
 
@@ -118,6 +122,42 @@ def test_without_scanned_towers_there_is_only_the_report(tmp_path: Path) -> None
 def test_without_a_landscape_nothing_of_it_is_drawn(tmp_path: Path) -> None:
     output.write_results(ScanResult(report(""), (scanned(drawn=False),)), tmp_path)
     assert found(tmp_path) == REPORTS | RECOVERED
+    assert (tmp_path / "report.html").read_text().count("<svg>") == 1
+
+
+def test_the_page_shows_each_tower_its_own_pictures(tmp_path: Path) -> None:
+    towers = (scanned("one"), scanned("two", drawn=False))
+    output.write_results(ScanResult(report("one", "two"), towers), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    figures = page[page.index("<h2>Figures") : page.index("<h2>How sure")]
+    _, one, two = figures.split("<h3>")
+    assert one.startswith("Text encoder <code>one")
+    assert (one.count("<svg "), two.count("<svg ")) == (3, 1)
+
+
+def test_the_page_of_a_whole_scan_is_moderate_and_tells_nothing_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    """Every figure as large as the default profile makes it, and as rough as can be."""
+    (inversion,), grid = DEFAULT.inversions, DEFAULT.landscape.grid
+    noise = torch.Generator().manual_seed(0)
+    surfaces = torch.randn(
+        DEFAULT.landscape.prompts * DEFAULT.landscape.directions, grid, grid, generator=noise
+    )
+    eigenvalues = torch.stack([hessian_eigenvalues(surface) for surface in surfaces])
+    found = replace(
+        detection(),
+        curves={
+            "consistency-gap": torch.randn(inversion.steps, inversion.restarts, generator=noise)
+        },
+        landscape=Landscape(torch.linspace(-10, 10, grid), surfaces, eigenvalues, 0.5, (0.5,) * 4),
+    )
+    output.write_results(ScanResult(report(""), (replace(scanned(), detection=found),)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg ") == 3
+    assert len(page.encode()) < 2_000_000
+    for private in (str(tmp_path), str(Path.cwd()), sys.prefix):
+        assert private not in page
 
 
 @pytest.mark.usefixtures("blank")
@@ -210,6 +250,7 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
         ("塔", "tower"),
         ("a\0\nb\u202e", "ab"),
         ("report.json", "tower-report.json"),
+        ("Report.HTML", "tower-Report.HTML"),
         ("a/Inversion.PNG/b", "a/tower-Inversion.PNG/b"),
         ("x" * 300, "x" * 64),
         ("/".join("d" * 5_000), "d/d/d/d/d/d/d/d"),
@@ -228,7 +269,9 @@ def test_a_hostile_path_stays_below_the_folder(tmp_path: Path, path: str, folder
 def test_towers_whose_paths_come_down_to_one_name_keep_their_own_files(tmp_path: Path) -> None:
     paths = ("encoder", "enco der", "Encoder", "encoder-2", ".")
     written = output.write_results(results(*paths), tmp_path)
-    assert len({str(path).casefold() for path in written}) == 2 + 5 * len(RECOVERED | DRAWN)
+    assert len({str(path).casefold() for path in written}) == len(REPORTS) + 5 * len(
+        RECOVERED | DRAWN
+    )
 
 
 @pytest.mark.usefixtures("blank")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -12,10 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_amdet.report import plots
+from hf_amdet.report.plots import Drawing
 
 Array = NDArray[np.float64]
 
 LARGEST = 200_000
+LARGEST_SVG = 400_000
 
 AXIS = np.linspace(-10, 10, 25)
 NOISE = np.random.default_rng(0)
@@ -39,7 +44,7 @@ def normal(count: int) -> Array:
     return NOISE.standard_normal(count) * 0.01
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+PICTURES: dict[str, Callable[[], Drawing]] = {
     "landscape": lambda: plots.loss_landscape(AXIS, bowl()),
     "landscape of one surface": lambda: plots.loss_landscape(AXIS, bowl(1)),
     "landscape with noise": lambda: plots.loss_landscape(
@@ -55,18 +60,76 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@cache
+def drawn(name: str) -> Drawing:
+    return PICTURES[name]()
+
+
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_a_picture_is_an_opaque_png_that_fits_a_readme(name: str) -> None:
-    data = PICTURES[name]()
-    picture = decode(data)
-    assert len(data) < LARGEST
+    drawing = drawn(name)
+    picture = decode(drawing)
+    assert len(drawing.png) < LARGEST
     assert picture.width == 1400  # sharp at 700 px on dense screens
     assert "A" not in picture.getbands()
     assert "transparency" not in picture.info
     grey = np.asarray(picture.convert("L"))
     assert grey[0, 0] == 255
     assert len(np.unique(grey)) > 10
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_a_picture_can_stand_in_a_page_with_others(name: str) -> None:
+    drawing = drawn(name)
+    assert len(drawing.svg) < LARGEST_SVG
+    root = ElementTree.fromstring(drawing.svg)
+    assert root.tag == "svg"
+    elements = list(root.iter())
+    # Nothing that acts beyond the picture, is loaded, or needs a font of the reader's.
+    assert {element.tag for element in elements} <= {
+        *("svg", "g", "defs", "clipPath", "pattern", "path", "rect", "use", "image"),
+    }
+    assert not any({"style", "class"} & element.attrib.keys() for element in elements)
+    assert "http" not in drawing.svg
+    ids = [element.attrib["id"] for element in elements if "id" in element.attrib]
+    links = [element.attrib["href"] for element in elements if "href" in element.attrib]
+    referred = re.findall(r"url\(#([^)]*)\)", drawing.svg)
+    referred += [link[1:] for link in links if link.startswith("#")]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == set(referred)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_has_its_own_light_ground(name: str) -> None:
+    root = ElementTree.fromstring(drawn(name).svg)
+    _, _, width, height = root.attrib["viewBox"].split()
+    ground = next(element for element in root.iter() if element.tag == "path")
+    assert ground.attrib["fill"] == "#ffffff"
+    corners = set(re.findall(r"[ML] (\S+ \S+)", ground.attrib["d"]))
+    assert corners == {f"0 {height}", f"{width} {height}", f"{width} 0", "0 0"}
+
+
+def test_names_in_a_picture_are_outlines() -> None:
+    drawing = plots.inversion({"</svg><script>": np.ones((5, 1))})
+    assert "script" not in drawing.svg
+
+
+def test_what_is_seen_is_said_in_numbers() -> None:
+    surface = np.zeros((1, 25, 25))
+    surface[0, 12, 12], surface[0, 0, 0] = -2, 5
+    assert plots.loss_landscape(AXIS, surface).alt == (
+        "The loss around the trigger, as a surface and as a map: -2 to 5, at the trigger -2."
+    )
+    spectrum = plots.hessian_spectrum(np.array([-1.0, 2.0, 3.0]), 1e-6, 2 / 3)
+    assert spectrum.alt == "Histogram of 3 eigenvalues, -1 to 3; 2 of them are above 1e-06."
+    fall = np.linspace([1.0, 0.5], [0.0, -0.5], 9)
+    assert plots.inversion({"published": fall}).alt == (
+        "Loss of published by step; steps: 9, restarts: 2; the moving mean begins at "
+        "0.438 to 0.938 and ends at -0.438 to 0.0625."
+    )
 
 
 def test_equal_arrays_give_equal_bytes() -> None:
@@ -113,10 +176,22 @@ def test_values_that_are_not_finite_are_left_out(value: float) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_finite_is_said_so() -> None:
-    decode(plots.loss_landscape(AXIS, np.full((2, 25, 25), np.nan)))
-    decode(plots.hessian_spectrum(np.full((2, 8), np.inf), 1e-6, 0.0))
-    decode(plots.inversion({"published": np.full((4, 2), np.nan)}))
-    decode(plots.inversion({}))
+    drawings = (
+        plots.loss_landscape(AXIS, np.full((2, 25, 25), np.nan)),
+        plots.hessian_spectrum(np.full((2, 8), np.inf), 1e-6, 0.0),
+        plots.inversion({"published": np.full((4, 2), np.nan)}),
+        plots.inversion({}),
+    )
+    for drawing in drawings:
+        decode(drawing)
+        assert drawing.alt.endswith("no finite values")
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_objective_without_finite_values_is_told_from_the_others() -> None:
+    drawing = plots.inversion({"a": np.full((4, 2), np.nan), "b": np.ones((4, 2))})
+    assert "begins at no finite value and" in drawing.alt
+    assert "begins at 1 and ends at 1." in drawing.alt
 
 
 def test_the_first_index_of_a_surface_runs_along_the_horizontal_axis() -> None:
@@ -133,8 +208,8 @@ def settings() -> dict[str, str]:
     return {name: str(matplotlib.rcParams[name]) for name in set(matplotlib.rcParams) - {"backend"}}
 
 
-def decode(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data))
+def decode(drawing: Drawing) -> Image.Image:
+    picture = Image.open(io.BytesIO(drawing.png))
     picture.load()
     assert picture.format == "PNG"
     return picture

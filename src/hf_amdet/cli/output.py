@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from hf_amdet.report.schema import Report, TowerReport
 
-FORMATS = ("auto", "human", "json", "markdown")
+FORMATS = ("auto", "human", "json", "markdown", "html", "sarif", "cyclonedx")
 
 _COLOURS = {
     "flagged": "red",
@@ -42,16 +42,34 @@ def show(report: Report, output_format: str) -> None:
     """Print a report on stdout."""
     if output_format == "auto":
         output_format = "human" if sys.stdout.isatty() else "json"
-    if output_format == "json":
-        from hf_amdet.report.files import to_json
+    click.echo(_printed(report, output_format), nl=False)
 
-        click.echo(to_json(report), nl=False)
-    elif output_format == "markdown":
-        from hf_amdet.report.markdown import page
 
-        click.echo(page(report), nl=False)
-    else:
-        click.echo(_human(report))
+def _printed(report: Report, output_format: str) -> str:
+    """Each format brings libraries of its own, which the others do not wait for."""
+    match output_format:
+        case "json":
+            from hf_amdet.report.files import to_json
+
+            return to_json(report)
+        case "markdown":
+            from hf_amdet.report.markdown import page
+
+            return page(report)
+        case "html":
+            from hf_amdet.report.html import to_html
+
+            return to_html(report)
+        case "sarif":
+            from hf_amdet.report.sarif import to_sarif
+
+            return to_sarif(report)
+        case "cyclonedx":
+            from hf_amdet.report.cyclonedx import to_cyclonedx
+
+            return to_cyclonedx(report)
+        case _:
+            return _human(report) + "\n"
 
 
 def _human(report: Report) -> str:

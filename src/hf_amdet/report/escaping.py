@@ -47,6 +47,14 @@ def text(value: object) -> Markdown:
     return Markdown(_LEADING_MARK.sub(r"\2\\\1\3", escaped))
 
 
+def seen(value: str) -> str:
+    """`value` cut to a bearable length, with `\\x` escapes for what is not seen or reorders text.
+
+    Markup stays in it: for pages that are escaped in another way.
+    """
+    return "".join(_seen(character) for character in _short(value))
+
+
 def number(value: float) -> Markdown:
     """Three significant digits."""
     return Markdown(f"{value:.3g}")

@@ -17,6 +17,7 @@ from hf_amdet.report.schema import (
     FileRecord,
     Reason,
     Report,
+    RunConfig,
     Statistic,
     Threshold,
     TowerReport,
@@ -37,6 +38,13 @@ _SENTENCES = {
         "Not scanned: the text encoder could not be read, so there is no verdict."
     ),
 }
+OBJECTION = (
+    "If you think that this result is wrong, open a discussion in the Community tab of this "
+    "repository and name the commit."
+)
+NO_P_VALUE = (
+    "Where no p-value stands, no calibration was given: scores of clean variants of the anchor."
+)
 _SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;"}
 _FILES_NAMED = 6
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
@@ -63,7 +71,6 @@ def new_card(report: Report) -> str:
 
 
 def _render(name: str, report: Report) -> str:
-    config = report.config
     text = (
         _environment()
         .get_template(name)
@@ -74,12 +81,11 @@ def _render(name: str, report: Report) -> str:
             date=report.created_at[:10],
             reasons=_reasons(report),
             files=[file.path for tower in report.towers for file in tower.files],
-            not_covered=[*(reason.message for reason in report.out_of_scope), *report.not_covered],
-            commands=_commands(report),
-            settings=[
-                *((name, value) for name, value in config if name != "settings"),
-                *sorted(config.settings.items()),
-            ],
+            not_covered=not_covered(report),
+            commands=commands(report),
+            settings=settings(report.config),
+            objection=OBJECTION,
+            no_p_value=NO_P_VALUE,
             environment=list(report.environment),
         )
     )
@@ -90,7 +96,7 @@ def _render(name: str, report: Report) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FunctionLoader(_source),
+        loader=FunctionLoader(template_source),
         undefined=StrictUndefined,
         # What HTML escaping leaves alone can still be Markdown; `finalize` refuses plain strings.
         autoescape=False,  # noqa: S701
@@ -110,15 +116,16 @@ def _environment() -> Environment:
         "behaviour": _behaviour,
         "place": _place,
         "measured": _measured,
-        "interval": _interval,
+        "interval": interval,
         "limit": _limit,
-        "statistics": _statistics,
+        "statistics": statistics,
         "file_table": _file_table,
     }
     return environment
 
 
-def _source(name: str) -> str:
+def template_source(name: str) -> str:
+    """The text of a file beside the templates."""
     return (_template_folder() / name).read_text(encoding="utf-8")
 
 
@@ -134,7 +141,20 @@ def _reasons(report: Report) -> list[Reason]:
     return list({reason.message: reason for reason in everything}.values())
 
 
-def _commands(report: Report) -> list[Markdown]:
+def not_covered(report: Report) -> list[str]:
+    """What the scan did not look at: parts of this repo, then what no scan sees."""
+    return [*(reason.message for reason in report.out_of_scope), *report.not_covered]
+
+
+def settings(config: RunConfig) -> list[tuple[str, object]]:
+    """Every setting by its name, those of the profile last."""
+    return [
+        *((name, value) for name, value in config if name != "settings"),
+        *sorted(config.settings.items()),
+    ]
+
+
+def commands(report: Report) -> list[Markdown]:
     """The shell commands that repeat the scan."""
     environment, config = report.environment, report.config
     words = ["hf-amdet scan", argument(report.target, "FOLDER")]
@@ -190,7 +210,8 @@ def _place(path: str) -> Markdown:
     return code(path) if path else Markdown("at the root")
 
 
-def _interval(statistic: Statistic) -> Markdown:
+def interval(statistic: Statistic) -> Markdown:
+    """The bounds of a statistic in words."""
     if statistic.low is None or statistic.high is None:
         return Markdown("not measured")
     return Markdown(f"{number(statistic.low)} to {number(statistic.high)}")
@@ -203,20 +224,20 @@ def _limit(threshold: Threshold) -> Markdown:
 def _measured(tower: TowerReport) -> Markdown:
     """Each statistic that was held against a threshold, in the order of the thresholds."""
     parts = []
-    for name, statistic, threshold in _statistics(tower):
+    for name, statistic, threshold in statistics(tower):
         if threshold is not None:
-            bounds = f" ({_interval(statistic)})" if statistic.low is not None else ""
+            bounds = f" ({interval(statistic)})" if statistic.low is not None else ""
             value = f"{number(statistic.value)}{bounds}, {_limit(threshold)}"
             parts.append(f"{code(name)} {value}")
     return Markdown("; ".join(parts) or "nothing")
 
 
-def _behaviour(statistics: Mapping[str, Statistic]) -> Markdown:
-    shown = (f"{code(name)} {number(item.value)}" for name, item in sorted(statistics.items()))
+def _behaviour(measured: Mapping[str, Statistic]) -> Markdown:
+    shown = (f"{code(name)} {number(item.value)}" for name, item in sorted(measured.items()))
     return Markdown(", ".join(shown))
 
 
-def _statistics(tower: TowerReport) -> Iterator[tuple[str, Statistic, Threshold | None]]:
+def statistics(tower: TowerReport) -> Iterator[tuple[str, Statistic, Threshold | None]]:
     """Every statistic with each of its thresholds; those without one come last."""
     held = [item for item in tower.thresholds if item.statistic in tower.statistics]
     for threshold in held:

@@ -1,4 +1,4 @@
-"""The results of a scan as a folder: report, page, pictures and recovered trigger embeddings."""
+"""The results of a scan as a folder: report, pages, pictures and recovered trigger embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from torch import Tensor
 from hf_amdet.errors import OutputError, ReportError
 from hf_amdet.report import plots
 from hf_amdet.report.files import load, write_atomically, write_report
+from hf_amdet.report.html import to_html
 from hf_amdet.report.markdown import page
+from hf_amdet.report.plots import Drawing
 from hf_amdet.report.schema import Report
 
 if TYPE_CHECKING:  # the pipeline builds on this package, not this package on the pipeline
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # the pipeline builds on this package, not this package on th
 
 REPORT = "report.json"
 PAGE = "report.md"
+HTML_PAGE = "report.html"
 LANDSCAPE = "loss_landscape.png"
 SPECTRUM = "hessian_spectrum.png"
 INVERSION = "inversion.png"
@@ -37,7 +40,7 @@ TRIGGER_WORD = "<amdet-trigger>"
 """What stands for the trigger in a prompt once diffusers has loaded `TEXTUAL_INVERSION`."""
 
 _OF_A_TOWER = (LANDSCAPE, SPECTRUM, INVERSION, TRIGGER, TEXTUAL_INVERSION)
-_OURS = frozenset({REPORT, PAGE, *_OF_A_TOWER})
+_OURS = frozenset({REPORT, PAGE, HTML_PAGE, *_OF_A_TOWER})
 _REFUSED = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME, _DEEPEST = 64, 8
 
@@ -66,13 +69,20 @@ def write_results(result: ScanResult, directory: Path) -> tuple[Path, ...]:
         OutputError: disk full, no permission, or a folder where a file should go; what stood in
             `directory` is untouched.
     """
-    folders = _folders(result.report)
+    report = result.report
+    folders = _folders(report)
+    drawings = {tower.path: _drawings(tower, report) for tower in result.towers}
     contents = {
         folders[tower.path] / name: data
         for tower in result.towers
-        for name, data in _tower_files(tower, result.report).items()
+        for name, data in {
+            **{name: drawing.png for name, drawing in drawings[tower.path].items()},
+            **_triggers(tower, report),
+        }.items()
     }
-    contents[PurePosixPath(PAGE)] = page(result.report).encode()
+    pictures = {path: list(drawn.values()) for path, drawn in drawings.items()}
+    contents[PurePosixPath(PAGE)] = page(report).encode()
+    contents[PurePosixPath(HTML_PAGE)] = to_html(report, pictures).encode()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Within `directory`, since a rename is atomic within one file system only.
@@ -81,7 +91,7 @@ def write_results(result: ScanResult, directory: Path) -> tuple[Path, ...]:
             for path, data in contents.items():
                 (staging / path).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(staging / path, data)
-            write_report(result.report, staging / REPORT)
+            write_report(report, staging / REPORT)
             _put_in_place(staging, directory, [*contents, PurePosixPath(REPORT)], folders.values())
     except OSError as error:
         raise OutputError(
@@ -152,19 +162,25 @@ def _folder(path: str) -> PurePosixPath:
     return PurePosixPath(*names[:_DEEPEST] or ["tower"])
 
 
-def _tower_files(tower: ScannedTower, report: Report) -> dict[str, bytes]:
-    """The files of one tower by their names, complete."""
+def _drawings(tower: ScannedTower, report: Report) -> dict[str, Drawing]:
+    """The pictures of one tower by the names of their files."""
     detection = tower.detection
     curves = {name: _array(curve) for name, curve in detection.curves.items()}
-    files = {INVERSION: plots.inversion(curves)}
+    drawn = {INVERSION: plots.inversion(curves)}
     landscape = detection.landscape
     if landscape is not None:
-        files[LANDSCAPE] = plots.loss_landscape(_array(landscape.axis), _array(landscape.surfaces))
+        drawn[LANDSCAPE] = plots.loss_landscape(_array(landscape.axis), _array(landscape.surfaces))
         threshold = report.config.settings["landscape.eigenvalue"]
         assert isinstance(threshold, float)
-        files[SPECTRUM] = plots.hessian_spectrum(
+        drawn[SPECTRUM] = plots.hessian_spectrum(
             _array(landscape.eigenvalues), threshold, landscape.positive_share
         )
+    return drawn
+
+
+def _triggers(tower: ScannedTower, report: Report) -> dict[str, bytes]:
+    """The files of the recovered trigger of one tower, by their names."""
+    detection = tower.detection
     trigger = detection.decisive.trigger.detach().cpu().float()
     origin = {
         "repo_id": report.repo_id or "",
@@ -172,7 +188,7 @@ def _tower_files(tower: ScannedTower, report: Report) -> dict[str, bytes]:
         "tower": tower.path,
         "objective": detection.decisive.objective,
     }
-    files[TRIGGER] = _safetensors("trigger", trigger, {**origin, "note": _TRIGGER_NOTE})
+    files = {TRIGGER: _safetensors("trigger", trigger, {**origin, "note": _TRIGGER_NOTE})}
     if tower.family == "clip":  # The only family that diffusers reads them for.
         files[TEXTUAL_INVERSION] = _safetensors(
             TRIGGER_WORD,

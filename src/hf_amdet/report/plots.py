@@ -1,6 +1,6 @@
-"""Pictures of what inversion went through: arrays in, PNG bytes out.
+"""Pictures of what inversion went through: arrays in, PNG and SVG out.
 
-Equal arrays give equal bytes, whatever matplotlib's own settings are. The light background is
+Equal arrays give equal pictures, whatever matplotlib's own settings are. The light background is
 opaque, so that the pictures read the same on light and on dark pages; the colours (Okabe and Ito,
 viridis) hold for every kind of colour vision, and nothing is told by colour alone.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -20,6 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+
+from hf_amdet.report.inline_svg import Picture, inline
 
 Array = NDArray[np.float64]
 
@@ -54,15 +57,38 @@ _STYLE = {
     "legend.framealpha": 0.9,
     "legend.handletextpad": 0.5,
     "savefig.facecolor": "white",
+    "svg.fonttype": "path",  # who reads the page may not have the font
+    "svg.hashsalt": "hf-amdet",  # else ids are drawn at random
     "text.color": _INK,
     "xtick.color": _INK,
     "xtick.labelsize": 8,
     "ytick.color": _INK,
     "ytick.labelsize": 8,
 }
+_LANDSCAPE = (
+    "The loss at the trigger that was recovered (cross) and in steps away from it: the lower, the "
+    "more the text encoder answers as a backdoored one would."
+)
+_SPECTRUM = (
+    "How the loss curves around the trigger: in a valley all eigenvalues are positive. The profile "
+    "paper takes a valley for a sign of an injected backdoor; the profile default does not decide "
+    "by it."
+)
+_INVERSION = (
+    "How triggers were searched for: each line is one attempt, and the lower it ends, the more the "
+    "text encoder answers as a backdoored one would."
+)
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def loss_landscape(axis: ArrayLike, surfaces: ArrayLike) -> bytes:
+@dataclass(frozen=True)
+class Drawing(Picture):
+    """A picture as an element of an HTML page, and as a PNG file."""
+
+    png: bytes
+
+
+def loss_landscape(axis: ArrayLike, surfaces: ArrayLike) -> Drawing:
     """The mean loss around the trigger, as a surface and as a map.
 
     Args:
@@ -71,16 +97,21 @@ def loss_landscape(axis: ArrayLike, surfaces: ArrayLike) -> bytes:
     """
     steps, stack = np.asarray(axis, dtype=np.float64), _finite(surfaces)
     if not np.isfinite(stack).any():
-        return _nothing("loss landscape")
+        return _nothing("loss landscape", _LANDSCAPE)
     mean = _mean(stack)
     of = "" if len(stack) == 1 else f" (mean of {len(stack)} surfaces)"
     with _figure(f"Loss around the recovered trigger{of}") as figure:
         _draw_relief(figure, steps, mean)
         _draw_map(figure, steps, mean)
-        return _png(figure)
+        return _drawing(
+            figure,
+            _LANDSCAPE,
+            "The loss around the trigger, as a surface and as a map: "
+            f"{_range(mean)}, at the trigger {_at_trigger(mean):.3g}.",
+        )
 
 
-def hessian_spectrum(eigenvalues: ArrayLike, threshold: float, share: float) -> bytes:
+def hessian_spectrum(eigenvalues: ArrayLike, threshold: float, share: float) -> Drawing:
     """How many eigenvalues of the Hessians around the trigger are positive.
 
     Args:
@@ -91,7 +122,7 @@ def hessian_spectrum(eigenvalues: ArrayLike, threshold: float, share: float) -> 
     values = np.asarray(eigenvalues, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size:
-        return _nothing("Hessian spectrum")
+        return _nothing("Hessian spectrum", _SPECTRUM)
     above = values > threshold
     title = f"Curvature around the trigger: {100 * share:.1f} % of the eigenvalues are positive"
     with _figure(title) as figure:
@@ -112,10 +143,15 @@ def hessian_spectrum(eigenvalues: ArrayLike, threshold: float, share: float) -> 
         axes.set_xlabel("eigenvalue (curvature per grid step)")
         axes.set_ylabel("count (log)")
         _legend_above(axes)
-        return _png(figure)
+        return _drawing(
+            figure,
+            _SPECTRUM,
+            f"Histogram of {values.size:,} eigenvalues, {_range(values)}; "
+            f"{above.sum():,} of them are above {threshold:g}.",
+        )
 
 
-def inversion(curves: Mapping[str, ArrayLike]) -> bytes:
+def inversion(curves: Mapping[str, ArrayLike]) -> Drawing:
     """The loss while triggers were recovered: a colour for each objective, a line a restart.
 
     The pale lines are the loss of every step, each on its own prompts, hence their noise; the
@@ -126,7 +162,7 @@ def inversion(curves: Mapping[str, ArrayLike]) -> bytes:
     """
     known = {name: _finite(curve) for name, curve in curves.items()}
     if not any(np.isfinite(curve).any() for curve in known.values()):
-        return _nothing("inversion")
+        return _nothing("inversion", _INVERSION)
     with _figure("Inversion: the loss of every step (pale) and its moving mean") as figure:
         axes = figure.add_axes(_PLACE)
         looks = zip(cycle(_COLOURS), cycle(_DASHES), strict=False)
@@ -137,7 +173,7 @@ def inversion(curves: Mapping[str, ArrayLike]) -> bytes:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.margins(x=0.01)
         _legend_above(axes)
-        return _png(figure)
+        return _drawing(figure, _INVERSION, " ".join(_course(*item) for item in known.items()))
 
 
 @contextmanager
@@ -147,6 +183,16 @@ def _figure(title: str) -> Iterator[Figure]:
         figure = Figure(figsize=_INCHES, dpi=_DPI)
         figure.suptitle(title, fontsize=_TITLE_SIZE, y=0.97)
         yield figure
+
+
+def _drawing(figure: Figure, caption: str, alt: str) -> Drawing:
+    return Drawing(caption, alt, _svg(figure), _png(figure))
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", dpi=_DPI, metadata=_NO_METADATA)
+    return inline(buffer.getvalue())
 
 
 def _png(figure: Figure) -> bytes:
@@ -159,21 +205,21 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _nothing(name: str) -> bytes:
+def _nothing(name: str, caption: str) -> Drawing:
     """Instead of a picture of numbers that are all NaN or infinite."""
-    with _figure(f"{name}: no finite values") as figure:
-        return _png(figure)
+    title = f"{name}: no finite values"
+    with _figure(title) as figure:
+        return _drawing(figure, caption, title)
 
 
 def _draw_relief(figure: Figure, steps: Array, mean: Array) -> None:
     axes: Any = figure.add_axes((0.0, 0.05, 0.47, 0.85), projection="3d")
     along, across = np.meshgrid(steps, steps, indexing="ij")
-    axes.plot_surface(along, across, mean, cmap=_MAP, rcount=50, ccount=50, linewidth=0)
-    middle = slice((len(steps) - 1) // 2, len(steps) // 2 + 1)  # four points if G is even
-    height = _mean(mean[middle, middle].reshape(-1, 1)).item()
+    surface = axes.plot_surface(along, across, mean, cmap=_MAP, rcount=50, ccount=50, linewidth=0)
+    surface.set_rasterized(True)  # thousands of faces are a megabyte as vectors
     # Not hidden by the surface, whose lowest point the trigger often is.
     axes.computed_zorder = False
-    axes.scatter(0, 0, height, s=45, zorder=9, **_TRIGGER)
+    axes.scatter(0, 0, _at_trigger(mean), s=45, zorder=9, **_TRIGGER)
     axes.set_xlabel("steepest descent", labelpad=-4)
     axes.set_ylabel("random orthogonal", labelpad=-4)
     axes.set_zlabel("loss", labelpad=8)
@@ -196,6 +242,7 @@ def _draw_map(figure: Figure, steps: Array, mean: Array) -> None:
         [low - 1, high + 1] if flat else _LEVELS,
         cmap=_MAP,
     )
+    filled.set_rasterized(True)
     axes.scatter(0, 0, s=60, zorder=3, **_TRIGGER)
     axes.locator_params(nbins=5)
     axes.set_xlabel("step along the steepest descent")
@@ -209,12 +256,31 @@ def _draw_restarts(axes: Axes, name: str, curve: Array, look: dict[str, Any]) ->
     restarts = curve.shape[1]
     steps = np.arange(1, len(curve) + 1)
     thin = 1.0 if restarts <= _MANY else 0.5
-    axes.plot(steps, curve, color=look["color"], linewidth=0.6 * thin, alpha=0.35 * thin)
+    look = {**look, "rasterized": restarts > _MANY}  # as vectors they are megabytes
+    pale = {**look, "linestyle": "-", "alpha": 0.35 * thin}
+    axes.plot(steps, curve, linewidth=0.6 * thin, **pale)
     lines = axes.plot(steps, _moving_mean(curve), linewidth=1.4 * thin, **look)
     if len(curve) == 1:  # a line of one point is not seen
         for line in lines:
             line.set_marker("o")
     lines[0].set_label(f"{name} ({restarts} restart{'s' if restarts > 1 else ''})")
+
+
+def _course(name: str, curve: Array) -> str:
+    """A sentence on the losses `[S, R]` of one objective."""
+    means = _moving_mean(curve)
+    return (
+        f"Loss of {name} by step; steps: {len(curve)}, restarts: {curve.shape[1]}; the moving mean "
+        f"begins at {_range(means[0])} and ends at {_range(means[-1])}."
+    )
+
+
+def _range(values: Array) -> str:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return "no finite value"
+    low, high = f"{known.min():.3g}", f"{known.max():.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _legend_above(axes: Axes) -> None:
@@ -226,6 +292,13 @@ def _hatch(parts: Any) -> None:
     """Tell the bars at or below the threshold by more than their colour."""
     for bar in parts[0]:
         bar.set(hatch="////", edgecolor="white", linewidth=0)
+
+
+def _at_trigger(mean: Array) -> float:
+    """The middle of a surface `[G, G]`, which is between four points if G is even."""
+    count = len(mean)
+    middle = slice((count - 1) // 2, count // 2 + 1)
+    return float(_mean(mean[middle, middle].reshape(-1, 1)).item())
 
 
 def _finite(values: ArrayLike) -> Array:
