@@ -3,7 +3,8 @@
 ``python -m benchmarks.fullsize [--only NAME] [--work DIR]`` builds a suspect and its anchor for
 every text configuration of the registry (numbers only: no weights are downloaded) and for the two
 encoders of SDXL together, and scans each with one restart, a few steps and the first 512 real
-tokens in a process of its own; what the sweep of all tokens would take is computed from these.
+tokens in a process of its own; what the first round of all tokens would take is computed from
+these.
 Everything else is as in the default profile: length and number of probes in a batch, the
 landscape's precision.
 """
@@ -198,7 +199,9 @@ def main() -> None:
     options = parser.parse_args()
     # As the command does: threads that spin while they wait starve each other on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    print("| text configuration | answers | peak MiB | s (brief scan) | s (whole sweep) |")
+    print(
+        "| text configuration | answers | peak MiB | s (brief scan) | s (first round, all tokens) |"
+    )
     print("|---|---|---|---|---|")
     for name, towers in configurations().items():
         if options.only in (None, name):
