@@ -52,12 +52,14 @@ class PooledContrast:
         return alike.mean(dim=-1) - consistency(suspect.pooled)
 
 
+_NEAR = DEFAULT.inversions[0]
+
+
 def _far(objective: PublishedObjective | PooledContrast | ConsistencyGap) -> InversionSettings:
     """From N(0, I), as published, with as many prompts encoded as among rows."""
-    return InversionSettings(objective, restarts=4, steps=60, batch=8)
+    return InversionSettings(objective, _NEAR.restarts, _NEAR.steps, _NEAR.batch)
 
 
-_NEAR = DEFAULT.inversions[0]
 VARIANTS: Mapping[str, InversionSettings | SweepSettings] = {
     "published, from N(0, I)": _far(PublishedObjective()),
     "pooled contrast, from N(0, I)": _far(PooledContrast()),

@@ -4,8 +4,7 @@
 every text configuration of the registry (numbers only: no weights are downloaded) and for the two
 encoders of SDXL together, and scans each with one restart, a few steps and the first 512 real
 tokens in a process of its own; what the first round of all tokens would take is computed from
-these.
-Everything else is as in the default profile: length and number of probes in a batch, the
+these. Everything else is as in the default profile: length and number of probes in a batch, the
 landscape's precision.
 """
 

@@ -102,6 +102,10 @@ def test_page_holds_statistics_files_anchor_candidates_and_settings() -> None:
         assert f"| {row} |" in text
 
 
+def test_counts_are_whole_and_measurements_have_three_digits() -> None:
+    assert (escaping.number(4_000), escaping.number(0.012345)) == ("4000", "0.0123")
+
+
 def test_what_was_found_in_tables_and_tokens_is_shown_and_cannot_act() -> None:
     hostile = "`|<b>\n# heading"
     tower = samples.tower(Verdict.FLAGGED)

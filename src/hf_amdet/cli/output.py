@@ -12,13 +12,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("auto", "human", "json", "markdown", "html", "sarif", "cyclonedx")
 
-_COLOURS = {
-    "flagged": "red",
-    "natural": "green",
-    "no_evidence": "green",
-    "inconclusive": "yellow",
-    "not_scanned": "yellow",
-}
+_COLOURS = {"flagged": "red", "inconclusive": "yellow", "not_scanned": "yellow"}
+"""None for the others: green would say "safe"."""
 
 
 def format_option(command: Any) -> Any:

@@ -31,7 +31,7 @@ def detect(
         prompts: ordinary prompts; the profile's number of them is drawn by `seed`.
 
     Raises:
-        PromptsError: too few prompts.
+        PromptsError: too few prompts, or no two words among them.
     """
     run = Run(suspect, anchor, profile, runtime, observer or Observer(), seed)
     with run.watch.measure("probes"):

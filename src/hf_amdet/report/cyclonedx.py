@@ -38,8 +38,7 @@ from packageurl import PackageURL
 
 from hf_amdet.errors import ReportError
 from hf_amdet.report.files import SCHEMA_ID, to_json
-from hf_amdet.report.markdown import sentence
-from hf_amdet.report.sarif import (
+from hf_amdet.report.findings import (
     ADVICE,
     TOOL,
     Finding,
@@ -52,6 +51,7 @@ from hf_amdet.report.sarif import (
     moment,
     plain,
 )
+from hf_amdet.report.markdown import sentence
 from hf_amdet.report.schema import FileRecord, Report, TowerReport, Verdict
 
 _MODEL: Final = "model"

@@ -56,8 +56,8 @@ def seen(value: str) -> str:
 
 
 def number(value: float) -> Markdown:
-    """Three significant digits."""
-    return Markdown(f"{value:.3g}")
+    """Three significant digits; counts are whole."""
+    return Markdown(str(value) if isinstance(value, int) else f"{value:.3g}")
 
 
 def argument(value: object, placeholder: str) -> Markdown:
