@@ -1,0 +1,1 @@
+"""What the trigger is, what it wants, and where in the network it works."""

@@ -1,0 +1,1 @@
+"""Scanning by itself: webhook, queue, workers and fleets (needs the `service` extra)."""

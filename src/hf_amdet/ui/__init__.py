@@ -1,0 +1,1 @@
+"""The web page in front of the scan pipeline (needs the `ui` extra)."""
